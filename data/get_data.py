@@ -43,10 +43,10 @@ FILES = {
         "cifar-10-batches-py/batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
     },
     "colour-mnist": {
-        "colour-mnist/train_images.npy": "0" * 64,
-        "colour-mnist/train_labels.npy": "0" * 64,
-        "colour-mnist/test_images.npy": "0" * 64,
-        "colour-mnist/test_labels.npy": "0" * 64,
+        "colour-mnist/train_images.npy": "8d5163ab73d9b2816b4b0d5fd62e1c26390e67f77b93fafc749358491bcfdf91",
+        "colour-mnist/train_labels.npy": "52061eb03e1efd94e45c896a3b23d71ebdd617b7f782a999877b3cb2bea07da7",
+        "colour-mnist/test_images.npy": "3115882cc1ecca7e6516af8e98c4b5882ec07228e9166b3c45a205ca52d5cb78",
+        "colour-mnist/test_labels.npy": "996074233ccae69ee65b8551233f608adc1bce84b6b440e3531478a847958149",
     },
 }
 
