@@ -264,7 +264,8 @@ def fetch_archives(name, data_dir, paths):
             ) from error
     for path in paths:
         if state(found[path], ARCHIVES[name][path]) != "ok":
-            restore = ", or restore it with `git checkout -- data/MNIST`" if name == "mnist" else ""
+            bundled = name == "mnist" and found[path].is_relative_to(HERE)
+            restore = ", or restore it with `git checkout -- data/MNIST`" if bundled else ""
             raise DataError(
                 f"{name}: {found[path]} is broken, its MD5 is {checksum(found[path], ARCHIVES[name][path])} instead of "
                 f"{ARCHIVES[name][path]}: delete it and run this again to download it{restore}."
@@ -303,7 +304,7 @@ def get_colour_mnist(data_dir, paths):
     for path in paths:
         chunks = colour_mnist.npy_blocks(data_dir / "MNIST" / "raw", Path(path).stem, show_progress)
         write(data_dir / path, chunks, FILES["colour-mnist"][path])
-    show_progress("")
+        show_progress("")
 
 
 GET = {"mnist": get_mnist, "cifar10": get_cifar10, "colour-mnist": get_colour_mnist}
@@ -355,7 +356,8 @@ def main():
             print(error, file=sys.stderr)
             return 1
         except KeyboardInterrupt:
-            print(f"\n{name}: interrupted; nothing is half-written, run this again to finish.", file=sys.stderr)
+            show_progress("")
+            print(f"{name}: interrupted; nothing is half-written, run this again to finish.", file=sys.stderr)
             return 130
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
