@@ -4,7 +4,7 @@
     python data/colour_mnist.py --picture .img/colour-mnist.png      draws some of its test images
 
 It stands in for CIFAR-10 where there is no network: ten classes, 50,000 training and 10,000 test images. Every image
-holds one digit of MNIST that no other image holds; training images are made from MNIST's training set only, test images
+shows one digit of MNIST that no other image shows; training images are made from MNIST's training set only, test images
 from its test set only. What tells the digit is its shape alone: it may be lighter or darker than what is around it, its
 colours are random, and the background has gradients, stripes, blobs and pieces of other digits, all weaker than the
 digit. A network that only knows which pixel is bright learns little from it.
