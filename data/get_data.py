@@ -218,6 +218,7 @@ def download(urls, target, digest):
     problems = []
     try:
         for url in urls:
+            restarted = False
             while True:
                 before = size(part)
                 try:
@@ -232,8 +233,9 @@ def download(urls, target, digest):
                     return
                 problem = f"sent a file with the MD5 {checksum(part, digest)} instead of {digest}"
                 part.unlink()
-                if not before:
-                    break  # else the half that was there before may be to blame: once more from the start
+                if restarted or not before:
+                    break
+                restarted = True  # the half that was there before may be to blame: once more from the start
             problems.append(f"{url.split('/')[2]}: {problem}")
     finally:
         if size(part):
@@ -363,7 +365,7 @@ def main():
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             print(
                 f"{name}: {error.strerror}: {error.filename or data_dir}: "
-                f"{'free some space' if full else 'make it writable'} or name another folder with --data_dir.",
+                f"{'free some space' if full else 'get access to it'} or name another folder with --data_dir.",
                 file=sys.stderr,
             )
             return 1
