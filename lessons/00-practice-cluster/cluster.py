@@ -119,7 +119,7 @@ EnforcePartLimits=ALL
 
 NodeName={",".join(NODES)} Sockets=1 CoresPerSocket={CPUS} RealMemory={MEMORY_MIB} Gres=gpu:a100:{GPUS}
 PartitionName=DEFAULT Nodes=ALL DefaultTime=01:00:00 MaxTime=1-00:00:00 PreemptMode=OFF
-PartitionName=cpu Default=YES QOS=nogpu
+PartitionName=cpu Default=YES
 PartitionName=gpu
 PartitionName=low PriorityTier=1 PreemptMode=REQUEUE GraceTime=10
 PartitionName=urgent PriorityTier=100
@@ -272,7 +272,7 @@ def write_files(state: Path) -> None:
                     "root may not make devices here: should this be a container, start it --privileged"
                 ) from None
     key = state / "etc/munge.key"
-    if not key.exists():
+    if not key.exists() or not key.stat().st_size:
         key.touch(mode=0o600)
         key.write_bytes(os.urandom(128))
 
@@ -347,17 +347,14 @@ def start_slurmdbd(state: Path) -> None:
     if not (state / "database/set-up").exists():
         # Each fails for what is there already, if an earlier `up` was interrupted.
         works(state, "head", "sacctmgr --immediate add cluster practice")
-        works(state, "head", "sacctmgr --immediate add qos nogpu set flags=DenyOnLimit")
         works(state, "head", f"sacctmgr --immediate add account {ACCOUNT}")
         works(state, "head", f"sacctmgr --immediate add user root account={ACCOUNT} defaultaccount={ACCOUNT}")
+        (state / "database/set-up").touch()
 
 
 def start_slurmctld(state: Path) -> None:
     start_daemon(state, "head", "slurmctld")
     wait_until(lambda: works(state, "head", "scontrol ping"), "slurmctld answers", state)
-    if not (state / "database/set-up").exists():  # only now: the database learns from slurmctld that there are GPUs
-        run_on(state, "head", "sacctmgr --immediate modify qos nogpu set MaxTRESPerJob=gres/gpu=0")
-        (state / "database/set-up").touch()
 
 
 def start_slurmd(state: Path, nodes: list[str]) -> None:
@@ -446,7 +443,7 @@ def crash(state: Path, node: str) -> None:
         print(f"{node} is already off")
         return
     power_off(state, node)
-    print(f"{node} is off; Slurm will notice when it has not answered for some 15 to 30 s")
+    print(f"{node} is off; Slurm will notice when it has not answered for 15 to 40 s")
 
 
 def boot(state: Path, node: str) -> None:
