@@ -33,12 +33,12 @@ LEARNING_RATE = 1e-3
 BATCH_SIZE = 64
 MAX_EPOCHS = 10
 NUM_WORKERS = 0
-SEED = 0
+SEED = 1
 
 
 def positive_int(text):
-    """What argparse calls to read a whole number from 1 up."""
-    if int(text) < 1:
+    """What argparse calls to read a whole number from 1 up (2**32 is where seeds end)."""
+    if not 1 <= int(text) < 2**32:
         raise ValueError
     return int(text)
 
@@ -104,7 +104,7 @@ def parse_args():
     training.add_argument("--batch_size", type=positive_int, nargs="+", default=[BATCH_SIZE])
     training.add_argument("--max_epochs", type=positive_int, default=MAX_EPOCHS)
     training.add_argument("--num_workers", type=whole_number, default=NUM_WORKERS)
-    training.add_argument("--seed", type=whole_number, default=SEED)
+    training.add_argument("--seed", type=positive_int, default=SEED)
     training.add_argument("--data_dir", type=Path, default=DATA_DIR)
 
     args = parser.parse_args()
@@ -147,14 +147,21 @@ def describe(args):
     }
 
 
-def new_folder(log_path, experiment_name):
-    """The path of a folder that does not exist yet: logs/<time>_<name>, with _2, _3 ... within the same second."""
-    first = log_path.resolve() / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{experiment_name}"
-    folder, number = first, 1
-    while folder.exists():
-        number += 1
-        folder = first.with_name(f"{first.name}_{number}")
-    return folder
+def folder_name(args):
+    """The folder of this experiment: logs/<time>_<name>."""
+    return args.log_path.resolve() / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{args.experiment_name}"
+
+
+def make_folder(args):
+    """Make the experiment's folder, with _2, _3 ... behind its name when others start in the same second."""
+    name = folder_name(args)
+    for number in itertools.count(1):
+        folder = name if number == 1 else name.with_name(f"{name.name}_{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
 
 
 def plan_runs(args, folder):
@@ -195,9 +202,9 @@ def submit(args, folder, runs):
         )
     try:
         jobs = executor.map_array(train, runs)
-    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+    except submitit.core.utils.FailedJobError:  # submitit has printed Slurm's message
         shutil.rmtree(folder)
-        sys.exit(f"nothing was submitted: {error}")
+        sys.exit("Slurm did not take the job, nothing was submitted")
 
     for job, run in zip(jobs, runs, strict=True):
         print(f"job {job.job_id}    {os.path.relpath(run['run_folder'])}")
@@ -209,13 +216,17 @@ def submit(args, folder, runs):
 
 def main():
     args = parse_args()
-    folder = new_folder(args.log_path, args.experiment_name)
-    runs = plan_runs(args, folder)
-
     if args.dry_run:
-        command = f"{sys.executable} -u -m submitit.core._submit {folder}"
-        map_count = len(runs) if len(runs) > 1 else None
-        print(_make_sbatch_string(command=command, folder=folder, map_count=map_count, **describe(args)))
+        folder = folder_name(args)
+        number_of_runs = len(plan_runs(args, folder))
+        print(
+            _make_sbatch_string(
+                command=f"{sys.executable} -u -m submitit.core._submit {folder}",
+                folder=folder,
+                map_count=number_of_runs if number_of_runs > 1 else None,
+                **describe(args),
+            )
+        )
         return
 
     # Compute nodes often have no internet, and many jobs may start at once: the data are made ready here and now.
@@ -223,10 +234,11 @@ def main():
     if subprocess.run(data).returncode != 0:
         sys.exit(1)
     try:
-        folder.mkdir(parents=True)
+        folder = make_folder(args)
     except OSError as error:
         sys.exit(f"cannot write to {args.log_path}: {error.strerror}. Name another folder with --log_path.")
 
+    runs = plan_runs(args, folder)
     if args.cluster == "debug":
         for run in runs:
             print(f"run folder {os.path.relpath(run['run_folder'])}")

@@ -20,7 +20,7 @@ from torchvision import datasets, transforms
 MAX_EPOCHS = 10
 BATCH_SIZE = 64
 LEARNING_RATE = 1e-3
-SEED = 0
+SEED = 1
 DATA_DIR = Path(__file__).resolve().parents[3] / "data"
 
 # Mean and standard deviation of MNIST's pixels, so that the inputs have mean 0 and deviation 1.
@@ -128,13 +128,14 @@ class Classifier(L.LightningModule):
 
 
 def main(args):
-    # Lightning's advice to use more workers is for data that is decoded sample by sample.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    if args.fetch == "batch":  # Lightning's advice to use more workers is for data that is decoded sample by sample
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     L.seed_everything(args.seed)
     torch.set_num_threads(1)  # one CPU is what run.sh asks for, and this network is too small to gain from more
 
     model = Classifier(lr=args.lr)
 
+    print(f"fetch by the {args.fetch}, {args.num_workers} workers, {allocated_cpus()} CPUs")
     train_val_set = make_dataset(args.data_dir, train=True, fetch=args.fetch)
     test_set = make_dataset(args.data_dir, train=False, fetch=args.fetch)
     # The split has a generator of its own: it stays the same whatever --seed is.
@@ -160,8 +161,8 @@ def main(args):
 
 
 def positive_int(text):
-    """What argparse calls to read a whole number from 1 up."""
-    if int(text) < 1:
+    """What argparse calls to read a whole number from 1 up (2**32 is where seeds end)."""
+    if not 1 <= int(text) < 2**32:
         raise ValueError
     return int(text)
 
@@ -178,7 +179,7 @@ def parse_args():
     parser.add_argument("--max_epochs", type=positive_int, default=MAX_EPOCHS)
     parser.add_argument("--batch_size", type=positive_int, default=BATCH_SIZE)
     parser.add_argument("--lr", type=positive_float, default=LEARNING_RATE)
-    parser.add_argument("--seed", type=int, default=SEED, help="of the weights and of the order of the images")
+    parser.add_argument("--seed", type=positive_int, default=SEED, help="of the weights and of the order of the images")
     parser.add_argument("--data_dir", type=Path, default=DATA_DIR)
     parser.add_argument("--fetch", choices=["batch", "sample"], default="batch", help="whole batches or single images")
     parser.add_argument("--num_workers", type=int, help="default: 0 for --fetch batch; for sample all CPUs but one")
@@ -190,6 +191,10 @@ def parse_args():
         parser.error(f"--num_workers {args.num_workers}: this job has {cpus} CPUs, so 0 to {cpus} workers")
     if not (args.data_dir / "MNIST/raw/train-images-idx3-ubyte").exists():
         parser.error(f"no MNIST in {args.data_dir}: unpack it with `python {DATA_DIR}/get_data.py mnist`")
+    try:
+        Path("lightning_logs").mkdir(exist_ok=True)
+    except OSError as error:
+        parser.error(f"cannot write lightning_logs to {Path.cwd()}: {error.strerror}")
     return args
 
 

@@ -1,0 +1,82 @@
+"""A lesson as the tests use it: a fresh copy of its folder, in which the commands of its README are typed."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+EPOCH_LINE = re.compile(
+    r"epoch: (\d\d)/(\d\d)    training loss: (\d\.\d{4})    training accuracy: (\d\.\d{4})"
+    r"    validation loss: (\d\.\d{4})    validation accuracy: (\d\.\d{4})$",
+    re.MULTILINE,
+)
+TEST_LINE = re.compile(
+    r"test loss: (\d\.\d{4})    test accuracy: (\d\.\d{4})    seconds per epoch: \d+\.\d\d$", re.MULTILINE
+)
+
+
+def readme_commands(folder: Path) -> list[str]:
+    """The lines of all ```bash blocks of the folder's README.md."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", (folder / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line]
+
+
+def epochs(output: str) -> list[tuple[float, ...]]:
+    """For each epoch line: training loss, training accuracy, validation loss, validation accuracy."""
+    lines = EPOCH_LINE.findall(output)
+    numbers = [(int(epoch), int(last)) for epoch, last, *_ in lines]
+    assert numbers == [(n, len(lines)) for n in range(1, len(lines) + 1)], f"not every epoch line once:\n{output}"
+    return [tuple(float(number) for number in line[2:]) for line in lines]
+
+
+class Lesson:
+    """A copy of lessons/NAME in `parent`/lessons, with data/ beside it, so that nothing is written into yours."""
+
+    def __init__(self, name: str, parent: Path) -> None:
+        self.folder = parent / "lessons" / name
+        self.data = parent / "data"
+        ignored = shutil.ignore_patterns("logs", "lightning_logs", "slurm.*.out", "__pycache__")
+        shutil.copytree(REPOSITORY / "lessons" / name, self.folder, ignore=ignored)
+        self.data.symlink_to(REPOSITORY / "data")
+        self.commands = readme_commands(self.folder)
+
+    def own_data(self) -> Path:
+        """Replace the link to data/ by a copy that a test may break; only the archives are in it, nothing unpacked."""
+        self.data.unlink()
+        self.data.mkdir()
+        for script in (REPOSITORY / "data").glob("*.py"):
+            shutil.copy(script, self.data)
+        (self.data / "MNIST/raw").mkdir(parents=True)
+        for archive in (REPOSITORY / "data/MNIST/raw").glob("*.gz"):
+            shutil.copy(archive, self.data / "MNIST/raw")
+        return self.data / "MNIST/raw"
+
+    def run(self, command: str, more: str = "", **environment: str) -> subprocess.CompletedProcess:
+        """Type a command of the README, with `more` flags behind it, into a shell in the lesson's folder."""
+        assert command in self.commands, f"{command!r} does not stand in the README of {self.folder.name}"
+        return self.shell(f"{command} {more}", **environment)
+
+    def shell(self, command: str, **environment: str) -> subprocess.CompletedProcess:
+        """Type any command into a shell in the lesson's folder."""
+        return subprocess.run(
+            ["bash", "-c", command],
+            cwd=self.folder,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=300,
+        )
+
+
+def assert_one_sentence(done: subprocess.CompletedProcess, *words: str) -> None:
+    """The command failed with one short message that holds these words, and no traceback."""
+    assert done.returncode not in (0, -9), done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    message = re.sub(r"^usage:(.|\n)*?(?=^\S+: error:)", "", done.stderr, flags=re.MULTILINE).strip()
+    assert 0 < len(message.splitlines()) <= 2, done.stderr
+    for word in words:
+        assert word in message, f"{word!r} is not in: {message}"
