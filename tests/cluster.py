@@ -16,7 +16,17 @@ from pathlib import Path
 
 SCRIPT = Path(__file__).parents[1] / "lessons/00-practice-cluster/cluster.py"
 PREFIX = "practice-cluster-tests-"
-FINAL = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
+FINAL = {
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "TIMEOUT",
+}
 
 
 def unavailable() -> str | None:

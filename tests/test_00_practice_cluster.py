@@ -121,9 +121,10 @@ def test_a_job_survives_the_crash_of_its_node(cluster, tmp_path):
 
 def test_exec_is_transparent(cluster, tmp_path):
     words = [sys.executable, str(SCRIPT), "--dir", str(cluster.dir), "exec", "node2"]
-    run = lambda *command, **options: subprocess.run(  # noqa: E731
-        [*words, *command], cwd=tmp_path, capture_output=True, text=True, **options
-    )
+
+    def run(*command: str, **options) -> subprocess.CompletedProcess:
+        return subprocess.run([*words, *command], cwd=tmp_path, capture_output=True, text=True, **options)
+
     assert run("sh", "-c", "exit 7").returncode == 7
     assert run("no-such-program").returncode == 127
     assert run("pwd").stdout.strip() == str(tmp_path)
@@ -160,24 +161,22 @@ def test_errors_are_one_sentence(cluster, tmp_path):
 
 
 def test_without_root():
-    # Given through stdin, as `nobody` may not be allowed to read this folder.
-    command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "python3", "-", "up"]
+    command = ["python3", "-", "up"]  # given through stdin, as `nobody` may not be allowed to read this folder
     if os.geteuid() == 0:
-        environment = os.environ | {"PATH": "/usr/bin:/bin"}
-        done = subprocess.run(
-            command, input=SCRIPT.read_text(), capture_output=True, text=True, env=environment, cwd="/"
-        )
-        assert done.returncode == 1
-        assert done.stderr == "cluster.py: the practice cluster needs root: type `sudo python3 cluster.py up`\n"
+        command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *command]
+    environment = os.environ | {"PATH": "/usr/bin:/bin"}
+    done = subprocess.run(command, input=SCRIPT.read_text(), capture_output=True, text=True, env=environment, cwd="/")
+    assert done.returncode == 1
+    assert done.stderr == "cluster.py: the practice cluster needs root: type `sudo python3 cluster.py up`\n"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_without_packages(tmp_path):
-    if os.geteuid() == 0:
-        environment = os.environ | {"PATH": str(tmp_path)}
-        done = subprocess.run([sys.executable, SCRIPT, "up"], capture_output=True, text=True, env=environment)
-        assert done.returncode == 1
-        assert len(done.stderr.splitlines()) == 1
-        assert apt_line() in done.stderr
+    environment = os.environ | {"PATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, SCRIPT, "up"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert apt_line() in done.stderr
 
 
 def apt_line() -> str:

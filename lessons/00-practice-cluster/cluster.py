@@ -426,7 +426,7 @@ def execute(state: Path, host: str, command: list[str]) -> None:
     # nsenter waits outside while the command runs inside. Ctrl-C is for the command (srun asks twice), so nsenter
     # ignores it and `env` undoes that; setpriv ends the command should nsenter be killed.
     words = [*enter(state, host), "setpriv", "--pdeathsig=TERM"]
-    words += ["env", "--default-signal=INT,PIPE", f"--chdir={os.getcwd()}", *command]
+    words += ["env", "--default-signal=INT", f"--chdir={os.getcwd()}", *command]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.execvpe(words[0], words, environment(state))
 
@@ -447,7 +447,6 @@ def crash(state: Path, node: str) -> None:
 
 
 def boot(state: Path, node: str) -> None:
-    enter(state, "head")  # or say that the cluster is not up
     start_host(state, node)
     start_slurmd(state, [node])
     print(f"{node} is on")
@@ -501,7 +500,6 @@ def main() -> int:
     state, command, host = Path(os.path.abspath(arguments.dir)), arguments.command, getattr(arguments, "host", "head")
     os.environ["PATH"] = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"  # plain `su` leaves them out
     check(state, command)
-    os.umask(0o022)
 
     valid = list(ADDRESSES) if command == "exec" else NODES
     if command in ("exec", "crash", "boot") and host not in valid:
@@ -516,27 +514,27 @@ def main() -> int:
             raise Problem(f"say what to run on {host}, such as `exec {host} sinfo`")
         execute(state, host, words)
 
-    if command in ("down", "crash", "boot") and not running_hosts(state):
+    if command == "down" and not running_hosts(state):
         print(f"the practice cluster in {state} is not running")
-        return int(command != "down")
+        return 0
+    if command in ("crash", "boot"):
+        enter(state, "head")  # or say that no cluster runs
     if state.exists() and any(state.iterdir()) and not (state / "lock").exists():
         raise Problem(f"{state} holds other files: take an empty or a new folder as state folder")
+    os.umask(0o022)
     state.mkdir(parents=True, exist_ok=True)
     if os.statvfs(state).f_flag & os.ST_NOEXEC:
         raise Problem(f"{state} is on a file system that runs no programs (mounted noexec): give another with --dir")
     with lock(state):
-        if command == "up":
-            up(state)
-        elif command == "down":
-            down(state)
-        elif command == "crash":
-            crash(state, host)
+        if command in ("up", "down"):
+            {"up": up, "down": down}[command](state)
         else:
-            boot(state, host)
+            {"crash": crash, "boot": boot}[command](state, host)
     return 0
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end without a word when a reader such as `head` has seen enough
     try:
         sys.exit(main())
     except Problem as problem:
