@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from datetime import datetime
 from pathlib import Path
 
@@ -160,14 +161,21 @@ def describe(args):
     }
 
 
-def new_folder(log_path, experiment_name):
-    """The path of a folder that does not exist yet: logs/<time>_<name>, with _2, _3 ... within the same second."""
-    first = log_path.resolve() / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{experiment_name}"
-    folder, number = first, 1
-    while folder.exists():
-        number += 1
-        folder = first.with_name(f"{first.name}_{number}")
-    return folder
+def folder_name(args):
+    """The folder of a run without a job id: logs/<time>_<name>."""
+    return args.log_path.resolve() / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{args.experiment_name}"
+
+
+def make_folder(args):
+    """Make the run's folder, with _2, _3 ... behind its name when others start in the same second."""
+    name = folder_name(args)
+    for number in itertools.count(1):
+        folder = name if number == 1 else name.with_name(f"{name.name}_{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
 
 
 def plan_runs(args):
@@ -207,6 +215,7 @@ def submit(args, folder, runs):
 
     folder: of a run, with %j where submitit puts the job id (of a task in an array: <id>_<task>)
     """
+    before = set(args.log_path.iterdir())
     if args.cluster == "slurm":
         executor = submitit.SlurmExecutor(folder)
         executor.update_parameters(**describe(args))
@@ -217,9 +226,21 @@ def submit(args, folder, runs):
         )
     try:
         jobs = executor.map_array(train, runs)
-    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
-        sys.exit(f"nothing was submitted: {error}")
+    except submitit.core.utils.FailedJobError:  # submitit has printed Slurm's message
+        for path in set(args.log_path.iterdir()) - before:  # what it had written for the job
+            if not path.is_dir():
+                path.unlink()
+        sys.exit("Slurm did not take the job, nothing was submitted")
 
+    if args.cluster == "slurm" and len(jobs) > 1:  # the script of an array lies in logs/<id>; each task gets it
+        array_id = jobs[0].job_id.split("_")[0]
+        array_folder = folder.with_name(array_id)
+        for job in jobs:
+            shutil.copy(array_folder / f"{array_id}_submission.sh", job.paths.folder)
+        shutil.rmtree(array_folder)
+    for link in args.log_path.glob(".submission_file_*"):  # what submitit leaves behind, links to the scripts
+        if link.is_symlink():
+            link.unlink(missing_ok=True)
     for job, run in zip(jobs, runs, strict=True):
         values = f"lr={run['lr']:g} batch_size={run['batch_size']}"
         print(f"job {job.job_id}    {os.path.relpath(job.paths.folder)}    {values}")
@@ -233,11 +254,15 @@ def main():
     args = parse_args()
     folder = args.log_path.resolve() / "%j"
     runs = plan_runs(args)
-
     if args.dry_run:
-        command = f"{sys.executable} -u -m submitit.core._submit {folder}"
-        map_count = len(runs) if len(runs) > 1 else None
-        print(_make_sbatch_string(command=command, folder=folder, map_count=map_count, **describe(args)))
+        print(
+            _make_sbatch_string(
+                command=f"{sys.executable} -u -m submitit.core._submit {folder}",
+                folder=folder,
+                map_count=len(runs) if len(runs) > 1 else None,
+                **describe(args),
+            )
+        )
         return
 
     # Compute nodes often have no internet, and many jobs may start at once: the data are made ready here and now.
@@ -246,13 +271,13 @@ def main():
         sys.exit(1)
     try:
         args.log_path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=args.log_path).close()  # an OSError if it is somebody else's
     except OSError as error:
         sys.exit(f"cannot write to {args.log_path}: {error.strerror}. Name another folder with --log_path.")
 
     if args.cluster == "debug":
         for run in runs:
-            run["run_folder"] = new_folder(args.log_path, args.experiment_name)  # there is no job id here
-            run["run_folder"].mkdir()
+            run["run_folder"] = make_folder(args)  # without a job there is no job id
             print(f"run folder {os.path.relpath(run['run_folder'])}")
             train(run)
     else:

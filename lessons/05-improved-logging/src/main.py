@@ -117,15 +117,17 @@ class Classifier(L.LightningModule):
         self.loss_function = getattr(nn, criterion)()
         self.example_input_array = torch.zeros(1, 1, 28, 28)  # lets the summary show shapes
 
-        # "disable": the mean of something with a NaN is NaN. The default leaves it out, so a failed run would look well.
-        self.train_loss = MeanMetric(nan_strategy="disable")
+        # A mean with a NaN in it shall be NaN. The default leaves it out, so a failed training looks well.
+        # (Not nan_strategy="disable": torchmetrics 1.9 then forgets the weights.)
+        nan = float("nan")
+        self.train_loss = MeanMetric(nan_strategy=nan)
         self.train_accuracy = MulticlassAccuracy(10, average="micro")
-        self.val_loss = MeanMetric(nan_strategy="disable")
+        self.val_loss = MeanMetric(nan_strategy=nan)
         self.val_metrics = evaluation_metrics("val")
         self.val_confusion = MulticlassConfusionMatrix(10)
         self.val_probabilities = CatMetric(nan_strategy=0.0)  # the default leaves NaN out: then rows would be missing
         self.val_labels = CatMetric()
-        self.test_loss = MeanMetric(nan_strategy="disable")
+        self.test_loss = MeanMetric(nan_strategy=nan)
         self.test_metrics = evaluation_metrics("test")
 
     def forward(self, images):
