@@ -25,18 +25,14 @@ def changes(before, after):
     parts = []
     for name in sorted(old | new):
         if name not in old:
-            parts.append(f"- `{name}` is new.\n")
+            parts.append(f"`{name}` is new.\n")
         elif name not in new:
-            parts.append(f"- `{name}` is gone.\n")
+            parts.append(f"`{name}` is gone.\n")
         elif old[name] != new[name]:
             diff = list(difflib.unified_diff(old[name], new[name], n=2, lineterm=""))[2:]
             added, removed = (sum(line.startswith(sign) for line in diff) for sign in "+-")
-            parts.append(
-                f"- `{name}`: {added} lines more, {removed} fewer\n\n"
-                f"  <details><summary>the difference</summary>\n\n```diff\n"
-                + "\n".join(diff)
-                + "\n```\n\n  </details>\n"
-            )
+            parts.append(f"<details><summary><code>{name}</code>: {added} lines new, {removed} gone</summary>\n")
+            parts.append("```diff\n" + "\n".join(diff) + "\n```\n\n</details>\n")
     return "\n".join(parts)
 
 
@@ -49,7 +45,7 @@ def main():
     lessons = sorted(LESSONS.glob("0[1-8]-*"))
     for before, after in zip(lessons, lessons[1:], strict=False):
         readme = after / "README.md"
-        text = readme.read_text()
+        text = readme.read_text() if readme.exists() else ""
         head, start, rest = text.partition(START)
         _, end, tail = rest.partition(END)
         if not (start and end):
