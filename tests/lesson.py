@@ -1,9 +1,14 @@
 """A lesson as the tests use it: a fresh copy of its folder, in which the commands of its README are typed."""
 
+import contextlib
+import fcntl
 import os
+import pty
 import re
 import shutil
+import struct
 import subprocess
+import termios
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -70,6 +75,20 @@ class Lesson:
             stdin=subprocess.DEVNULL,
             timeout=300,
         )
+
+    def terminal(self, command: str) -> str:
+        """Type a command in a terminal of 120 columns; returns all that it wrote there."""
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+        process = subprocess.Popen(["bash", "-c", command], cwd=self.folder, stdin=theirs, stdout=theirs, stderr=theirs)
+        os.close(theirs)
+        written = b""
+        with contextlib.suppress(OSError):  # the end of a terminal is an error on Linux
+            while block := os.read(ours, 65536):
+                written += block
+        os.close(ours)
+        assert process.wait() == 0
+        return written.decode()
 
 
 def assert_one_sentence(done: subprocess.CompletedProcess, *words: str) -> None:

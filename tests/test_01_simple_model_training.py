@@ -49,6 +49,13 @@ def test_the_seed_decides_everything(lesson, lesson_1):
     assert other != same
 
 
+def test_on_a_terminal_there_is_a_progress_bar(lesson):
+    screen = lesson.terminal("bash ./run.sh --max_epochs 1")
+    assert "training:" in screen
+    assert "epoch: 01/01" in screen
+    assert "test loss:" in screen
+
+
 def test_on_slurm(lesson, cluster):
     done = cluster.run("sbatch ./run.sh --max_epochs 1", lesson.folder, check=True)
     job = done.stdout.removeprefix("Submitted batch job ").strip()

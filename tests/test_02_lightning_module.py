@@ -58,6 +58,13 @@ with torch.no_grad():
     assert f"{float(counted.stdout.split()[-1]):.4f}" == TEST_LINE.search(done.stdout)[2]
 
 
+def test_on_a_terminal_there_is_a_progress_bar(lesson):
+    screen = lesson.terminal("bash ./run.sh --max_epochs 1")
+    assert "Epoch 0" in screen
+    assert "epoch: 01/01" in screen
+    assert "test loss:" in screen
+
+
 def test_on_slurm(lesson, cluster):
     job = cluster.submit("./run.sh --max_epochs 1", lesson.folder)
     assert cluster.wait(job) == "COMPLETED"

@@ -98,6 +98,13 @@ def test_local_runs_in_the_background_with_log_files(lesson):
     assert_complete(run_folder, "0.001", 1)
 
 
+def test_on_a_terminal_there_is_a_progress_bar(lesson):
+    screen = lesson.terminal("python run.py --cluster debug --max_epochs 1")
+    assert "Epoch 0" in screen
+    assert "epoch: 01/01" in screen
+    assert "test loss:" in screen
+
+
 def test_slurm(lesson, cluster):
     command = "python run.py --time 00:05:00 --mem 2G --cpus_per_task 1 --experiment_name short --max_epochs 2"
     assert command in lesson.commands

@@ -136,7 +136,8 @@ def main(hparams):
     )
     trainer.fit(model, train_loader, val_loader)
     [metrics] = trainer.test(model, test_loader, verbose=False)
-    model.print(
-        f"test loss: {metrics['test/loss']:.4f}    test accuracy: {metrics['test/accuracy']:.4f}"
-        f"    seconds per epoch: {timer.time_elapsed('train') / hparams['max_epochs']:.2f}"
-    )
+    if trainer.is_global_zero:
+        print(
+            f"test loss: {metrics['test/loss']:.4f}    test accuracy: {metrics['test/accuracy']:.4f}"
+            f"    seconds per epoch: {timer.time_elapsed('train') / hparams['max_epochs']:.2f}"
+        )
