@@ -1,8 +1,8 @@
 """Exercise: the same numbers in other dashboards. "tensorboard" works; add "csv" and one that you or your group uses.
 
-python dashboards.py tensorboard
-python dashboards.py csv
-python dashboards.py mlflow          after pip install mlflow
+python exercises/dashboards.py tensorboard
+python exercises/dashboards.py csv
+python exercises/dashboards.py mlflow          after pip install mlflow
 
 All loggers of Lightning have the two methods that main() calls, so only make_logger() has to change. The solution is in
 dashboards_solution.py.

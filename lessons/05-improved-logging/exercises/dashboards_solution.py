@@ -1,9 +1,9 @@
 """Solution: the same numbers in TensorBoard, in a CSV file, in MLflow, in Weights & Biases.
 
-python dashboards_solution.py tensorboard     then  tensorboard --logdir logs
-python dashboards_solution.py csv             then open logs/dashboards/csv/metrics.csv
-python dashboards_solution.py mlflow          then  mlflow ui --backend-store-uri sqlite:///logs/mlflow.db
-python dashboards_solution.py wandb           with WANDB_MODE=offline it needs neither account nor internet
+python exercises/dashboards_solution.py tensorboard     then  tensorboard --logdir logs
+python exercises/dashboards_solution.py csv             then open logs/dashboards/csv/metrics.csv
+python exercises/dashboards_solution.py mlflow          then  mlflow ui --backend-store-uri sqlite:///logs/mlflow.db
+python exercises/dashboards_solution.py wandb           with WANDB_MODE=offline it needs neither account nor internet
 """
 
 import importlib.util

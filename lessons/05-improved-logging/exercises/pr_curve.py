@@ -1,6 +1,6 @@
 """Exercise: this precision-recall curve is wrong. The network below makes no mistake, and the curve says that it does.
 
-python pr_curve.py
+python exercises/pr_curve.py
 
 Find out why and repair average_precision(). The solution is in pr_curve_solution.py.
 """

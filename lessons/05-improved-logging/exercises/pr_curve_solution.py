@@ -1,6 +1,6 @@
 """Solution: the score of an image is its probability of the class. The number of the predicted class is no score.
 
-python pr_curve_solution.py
+python exercises/pr_curve_solution.py
 
 A curve has a point for each threshold: all images with a score above it count as "this class". With class numbers as
 scores, a threshold that lets the threes in lets in the fours to nines as well, each of them a false positive.

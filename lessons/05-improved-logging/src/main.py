@@ -164,7 +164,7 @@ class Classifier(L.LightningModule):
         self.test_metrics.update(logits, labels)
 
     def on_validation_epoch_start(self):
-        # A matrix cannot be logged, so nobody but us resets it.
+        # What is not a number cannot be logged, so nobody but us resets it.
         for metric in (self.val_confusion, self.val_probabilities, self.val_labels):
             metric.reset()
 
