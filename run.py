@@ -6,12 +6,14 @@ python run.py --dry_run              only show the script that would go to Slurm
 """
 
 import argparse
+import importlib.util
 import itertools
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from datetime import datetime
 from pathlib import Path
 
@@ -34,6 +36,12 @@ BATCH_SIZE = 64
 MAX_EPOCHS = 10
 NUM_WORKERS = 0
 SEED = 1
+
+# What can be chosen by name. The names are written out, because to ask torch for them takes seconds.
+ARCHS = ["mlp", "mlp_wide", "cnn"]
+OPTIMIZERS = ["Adam", "AdamW", "SGD", "RMSprop"]
+CRITERIA = ["CrossEntropyLoss", "MultiMarginLoss"]  # both take logits
+LOGGERS = ["tensorboard", "csv", "mlflow", "wandb"]
 
 
 def positive_int(text):
@@ -100,14 +108,20 @@ def parse_args():
     job.add_argument("--dry_run", action="store_true", help="print the sbatch script, submit nothing")
 
     training = parser.add_argument_group("the training")
+    training.add_argument("--arch", choices=ARCHS, default=ARCHS[0])
+    training.add_argument("--optimizer", choices=OPTIMIZERS, default=OPTIMIZERS[0])
+    training.add_argument("--criterion", choices=CRITERIA, default=CRITERIA[0])
     training.add_argument("--lr", type=positive_float, nargs="+", default=[LEARNING_RATE])
     training.add_argument("--batch_size", type=positive_int, nargs="+", default=[BATCH_SIZE])
     training.add_argument("--max_epochs", type=positive_int, default=MAX_EPOCHS)
     training.add_argument("--num_workers", type=whole_number, default=NUM_WORKERS)
     training.add_argument("--seed", type=positive_int, default=SEED)
     training.add_argument("--data_dir", type=Path, default=DATA_DIR)
+    training.add_argument("--logger", choices=LOGGERS, default=LOGGERS[0], help="where the metrics go")
 
     args = parser.parse_args()
+    if args.logger in ("mlflow", "wandb") and importlib.util.find_spec(args.logger) is None:
+        parser.error(f"--logger {args.logger} needs a package that is not installed: pip install {args.logger}")
     if args.num_workers > args.cpus_per_task:
         parser.error(f"--num_workers {args.num_workers} is more than --cpus_per_task {args.cpus_per_task}")
     if args.dry_run:
@@ -148,12 +162,12 @@ def describe(args):
 
 
 def folder_name(args):
-    """The folder of this experiment: logs/<time>_<name>."""
+    """The folder of a run without a job id: logs/<time>_<name>."""
     return args.log_path.resolve() / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{args.experiment_name}"
 
 
 def make_folder(args):
-    """Make the experiment's folder, with _2, _3 ... behind its name when others start in the same second."""
+    """Make the run's folder, with _2, _3 ... behind its name when others start in the same second."""
     name = folder_name(args)
     for number in itertools.count(1):
         folder = name if number == 1 else name.with_name(f"{name.name}_{number}")
@@ -164,11 +178,13 @@ def make_folder(args):
             continue
 
 
-def plan_runs(args, folder):
+def plan_runs(args):
     """One dictionary of hyperparameters for each combination of the values given."""
     return [
         {
-            "run_folder": folder / f"lr={lr:g}_batch_size={batch_size}",
+            "arch": args.arch,
+            "optimizer": args.optimizer,
+            "criterion": args.criterion,
             "lr": lr,
             "batch_size": batch_size,
             "max_epochs": args.max_epochs,
@@ -177,6 +193,8 @@ def plan_runs(args, folder):
             "data_dir": args.data_dir.resolve(),
             "nodes": args.nodes,
             "gpus_per_node": args.gpus_per_node,
+            "logger": args.logger,
+            "experiment_name": args.experiment_name,
         }
         for lr, batch_size in itertools.product(dict.fromkeys(args.lr), dict.fromkeys(args.batch_size))
     ]
@@ -187,11 +205,17 @@ def train(hparams):
     sys.path.insert(0, str(ROOT))
     from src.main import main
 
+    if "run_folder" not in hparams:  # the job's id, and with it the folder's name, is known only inside the job
+        hparams["run_folder"] = submitit.JobEnvironment().paths.folder
     main(hparams)
 
 
 def submit(args, folder, runs):
-    """Hand the runs to Slurm, or to background processes, and say what to type next."""
+    """Hand the runs to Slurm, or to background processes, and say what to type next.
+
+    folder: of a run, with %j where submitit puts the job id (of a task in an array: <id>_<task>)
+    """
+    before = set(args.log_path.iterdir())
     if args.cluster == "slurm":
         executor = submitit.SlurmExecutor(folder)
         executor.update_parameters(**describe(args))
@@ -203,11 +227,23 @@ def submit(args, folder, runs):
     try:
         jobs = executor.map_array(train, runs)
     except submitit.core.utils.FailedJobError:  # submitit has printed Slurm's message
-        shutil.rmtree(folder)
+        for path in set(args.log_path.iterdir()) - before:  # what it had written for the job
+            if not path.is_dir():
+                path.unlink()
         sys.exit("Slurm did not take the job, nothing was submitted")
 
+    if args.cluster == "slurm" and len(jobs) > 1:  # the script of an array lies in logs/<id>; each task gets it
+        array_id = jobs[0].job_id.split("_")[0]
+        array_folder = folder.with_name(array_id)
+        for job in jobs:
+            shutil.copy(array_folder / f"{array_id}_submission.sh", job.paths.folder)
+        shutil.rmtree(array_folder)
+    for link in args.log_path.glob(".submission_file_*"):  # what submitit leaves behind, links to the scripts
+        if link.is_symlink():
+            link.unlink(missing_ok=True)
     for job, run in zip(jobs, runs, strict=True):
-        print(f"job {job.job_id}    {os.path.relpath(run['run_folder'])}")
+        values = f"lr={run['lr']:g} batch_size={run['batch_size']}"
+        print(f"job {job.job_id}    {os.path.relpath(job.paths.folder)}    {values}")
     queue = "squeue --me" if args.cluster == "slurm" else f"ps {' '.join(job.job_id for job in jobs)}"
     print(f"follow the log      tail -F {os.path.relpath(jobs[0].paths.stdout)}")
     print(f"see the queue       {queue}")
@@ -216,14 +252,14 @@ def submit(args, folder, runs):
 
 def main():
     args = parse_args()
+    folder = args.log_path.resolve() / "%j"
+    runs = plan_runs(args)
     if args.dry_run:
-        folder = folder_name(args)
-        number_of_runs = len(plan_runs(args, folder))
         print(
             _make_sbatch_string(
                 command=f"{sys.executable} -u -m submitit.core._submit {folder}",
                 folder=folder,
-                map_count=number_of_runs if number_of_runs > 1 else None,
+                map_count=len(runs) if len(runs) > 1 else None,
                 **describe(args),
             )
         )
@@ -234,13 +270,14 @@ def main():
     if subprocess.run(data).returncode != 0:
         sys.exit(1)
     try:
-        folder = make_folder(args)
+        args.log_path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=args.log_path).close()  # an OSError if it is somebody else's
     except OSError as error:
         sys.exit(f"cannot write to {args.log_path}: {error.strerror}. Name another folder with --log_path.")
 
-    runs = plan_runs(args, folder)
     if args.cluster == "debug":
         for run in runs:
+            run["run_folder"] = make_folder(args)  # without a job there is no job id
             print(f"run folder {os.path.relpath(run['run_folder'])}")
             train(run)
     else:

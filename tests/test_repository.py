@@ -1,6 +1,7 @@
 """What holds for the whole repository: the lessons build on each other, the READMEs say what is there."""
 
 import re
+import shutil
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 from lesson import REPOSITORY, readme_commands
 
 READMES = sorted([REPOSITORY / "README.md", REPOSITORY / "data/README.md", *REPOSITORY.glob("lessons/*/README.md")])
-FINAL_STAGE = REPOSITORY / "lessons/04-auto-slurm-script-generation"
+FINAL_STAGE = REPOSITORY / "lessons/05-improved-logging"
 
 
 def test_the_root_is_the_final_stage():
@@ -43,3 +44,35 @@ def test_the_readme_starts_with_exactly_two_commands():
     assert "requirements.txt" in first
     assert first.endswith("run.py")
     assert "pytest" in second
+
+
+def test_a_correction_is_carried_forward(tmp_path):
+    """In a repository of three small lessons: one that merges, one that has gone its own way, and the root."""
+
+    def git(*arguments):
+        identity = ["-c", "user.name=a reader", "-c", "user.email=reader@example.org"]
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    ten_lines = [f"line {number}\n" for number in range(10)]
+    lessons = [tmp_path / "lessons" / name for name in ("01-a", "02-b", "03-c")]
+    for folder in [*lessons, tmp_path]:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "run.py").write_text("".join(ten_lines))
+    (tmp_path / "run.py").write_text("".join(ten_lines[:-1]) + "the root's own\n")
+    (lessons[2] / "run.py").write_text("lesson 3's own\n" + "".join(ten_lines[1:]))
+    shutil.copy(REPOSITORY / "lessons/carry.py", tmp_path / "lessons")
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "before")
+
+    (lessons[0] / "run.py").write_text("corrected\n" + "".join(ten_lines[1:]))
+    done = subprocess.run([sys.executable, tmp_path / "lessons/carry.py", "1"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == [
+        "merged: lessons/02-b/run.py",
+        "CONFLICT: lessons/03-c/run.py",
+        "merged: run.py",
+    ]
+    assert (lessons[1] / "run.py").read_text() == (lessons[0] / "run.py").read_text()
+    assert (tmp_path / "run.py").read_text() == "corrected\n" + "".join(ten_lines[1:-1]) + "the root's own\n"
+    assert "<<<<<<< here\nlesson 3's own\n=======\ncorrected\n>>>>>>> carried\n" in (lessons[2] / "run.py").read_text()
