@@ -4,7 +4,7 @@ python lessons/carry.py 3       what you changed in lesson 3 since the last comm
 
 Correct the earliest lesson that has the mistake, run this, look at `git diff`, then commit all of it. Each file is
 merged as git merges a branch (git merge-file): what a later lesson has changed itself stays. Where both changed the
-same lines you find git's conflict marks, and the exit status is 1. A file that you added or deleted is named, not carried.
+same lines you find git's conflict marks, and the exit status is 1. A file that you added or deleted is named only.
 """
 
 import argparse

@@ -12,8 +12,6 @@ from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
 from lightning.pytorch.profilers import SimpleProfiler
 from lightning.pytorch.utilities.model_summary import ModelSummary
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from src.utils.logs import setup_logging
-from src.utils.tensorboard import TensorBoardPages
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, default_convert, random_split
 from torchmetrics import CatMetric, MeanMetric, MetricCollection
@@ -25,6 +23,9 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 from torchvision import datasets
+
+from src.utils.logs import setup_logging
+from src.utils.tensorboard import TensorBoardPages
 
 log = logging.getLogger(__name__)
 
