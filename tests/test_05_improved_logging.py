@@ -7,6 +7,7 @@ import re
 import subprocess
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,15 @@ def lesson(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(lesson):
+def lesson_4(tmp_path_factory):
+    """Two epochs of lesson 4, started at once; they train while lesson 5 does."""
+    lesson = Lesson("04-auto-slurm-script-generation", tmp_path_factory.mktemp("lesson-4"))
+    with ThreadPoolExecutor() as pool:
+        yield pool.submit(lesson.shell, "python run.py --cluster debug --max_epochs 2")
+
+
+@pytest.fixture(scope="module")
+def trained(lesson, lesson_4):
     """Two epochs in this process. Returns what was printed, and the run folder."""
     done = lesson.run("python run.py", "--cluster debug --max_epochs 2 --log_path logs/trained")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -90,8 +99,8 @@ def test_every_command_of_the_readme_is_tested_here(lesson):
     ]
 
 
-def test_the_training_is_that_of_lesson_4(trained, tmp_path):
-    before = Lesson("04-auto-slurm-script-generation", tmp_path).shell("python run.py --cluster debug --max_epochs 2")
+def test_the_training_is_that_of_lesson_4(trained, lesson_4):
+    before = lesson_4.result()
     assert epochs(trained[0].stdout) == epochs(before.stdout) != []
     assert TEST_LINE.search(trained[0].stdout)[2] == TEST_LINE.search(before.stdout)[2]
 
