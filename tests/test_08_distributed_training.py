@@ -62,13 +62,13 @@ def weights(logs: list[str]) -> str:
 @pytest.fixture(scope="module")
 def trained(lesson):
     """The same short run with 1, 2 and 4 processes: its folder, and the logs of its processes."""
-    runs = {}
-    for processes in (1, 2, 4):
-        command = "python run.py --cluster local --tasks_per_node 2"
-        assert command in lesson.commands
-        folder = start(lesson, f"{command} {SHORT} --tasks_per_node {processes} --log_path logs/{processes}")
-        runs[processes] = folder, finish(folder, processes)
-    return runs
+    command = "python run.py --cluster local --tasks_per_node 2"
+    assert command in lesson.commands
+    folders = {
+        processes: start(lesson, f"{command} {SHORT} --tasks_per_node {processes} --log_path logs/{processes}")
+        for processes in (1, 2, 4)
+    }
+    return {processes: (folder, finish(folder, processes)) for processes, folder in folders.items()}
 
 
 def test_every_command_of_the_readme_is_tested_here(lesson):
@@ -104,62 +104,66 @@ def test_pictures_and_summary_are_written_once(trained):
         assert f"tasks_per_node: {processes}\n" in (folder / "hparams.yaml").read_text()
 
 
-# Started as run.py does it, with a function of our own: the weights that four processes have written are evaluated.
+# The weights that four processes have written, evaluated by 1 to 4 processes. These are forked: torch is imported once.
 EVALUATE = """
-import os, sys
-rank, world_size, port, checkpoint, seen = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
-os.environ.update(LOCAL_RANK=str(rank), MASTER_PORT=port)
+import multiprocessing, os, sys
 import lightning as L, torch
 from pathlib import Path
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from run import free_port
 from src.datasets.mnist import MNIST
 from src.models.classifier import Classifier
 
-torch.set_num_threads(1)
-data = MNIST(Path("../../data").resolve(), 1500 // world_size * world_size, 0, seed=1)
-trainer = L.Trainer(
-    accelerator="cpu", devices=world_size, strategy="ddp" if world_size > 1 else "auto", logger=False,
-    plugins=[LightningEnvironment()], use_distributed_sampler=False, enable_progress_bar=False,
-    enable_checkpointing=False,
-)
-confusion = []
 
 class Keep(L.Callback):
     def on_validation_epoch_end(self, trainer, module):
-        confusion.append(module.val_confusion.compute())
+        self.confusion = module.val_confusion.compute()
 
-trainer.callbacks.append(Keep())
-model = Classifier.load_from_checkpoint(checkpoint)
-[val] = trainer.validate(model, data, verbose=False)
-[test] = trainer.test(model, data, verbose=False)
-data.setup("fit")
-loader = data.train_dataloader()
-batches = []
-for epoch in (0, 1):
-    loader.sampler.set_epoch(epoch)
-    batches.append([list(batch) for batch in loader.batch_sampler])
-torch.save({"val": val, "test": test, "confusion": confusion[0], "batches": batches}, f"{seen}-{rank}")
-sys.stdout.flush()
-os._exit(0)
+
+def evaluate(rank, world_size, port):
+    os.environ.update(LOCAL_RANK=str(rank), MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    keep = Keep()
+    data = MNIST(Path("../../data").resolve(), 1500 // world_size * world_size, 0, seed=1)
+    trainer = L.Trainer(
+        accelerator="cpu", devices=world_size, strategy="ddp" if world_size > 1 else "auto", logger=False,
+        plugins=[LightningEnvironment()], use_distributed_sampler=False, enable_progress_bar=False, callbacks=[keep],
+        enable_checkpointing=False,
+    )
+    model = Classifier.load_from_checkpoint(sys.argv[1])
+    [val] = trainer.validate(model, data, verbose=False)
+    [test] = trainer.test(model, data, verbose=False)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    batches = []
+    for epoch in (0, 1):
+        loader.sampler.set_epoch(epoch)
+        batches.append([list(batch) for batch in loader.batch_sampler])
+    seen = {"val": val, "test": test, "confusion": keep.confusion, "batches": batches}
+    torch.save(seen, f"seen-{world_size}-{rank}")
+    os._exit(0)
+
+
+context = multiprocessing.get_context("fork")
+for world_size in (1, 2, 3, 4):
+    port = free_port()
+    children = [context.Process(target=evaluate, args=(rank, world_size, port)) for rank in range(world_size)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
 """
 
 
 @pytest.fixture(scope="module")
 def evaluated(lesson, trained):
-    """For 1, 2 and 3 processes what each has seen: 5,000 and 10,000 images cannot be divided by 3."""
+    """What each of 1, 2, 3, 4 processes has seen. 5,000, 10,000 and 55,000 images cannot be divided by 3."""
     [checkpoint] = trained[4][0].glob("checkpoints/*.ckpt")
     (lesson.folder / "evaluate.py").write_text(EVALUATE)
-    seen = {}
-    for processes in (1, 2, 3, 4):
-        port = 61000 + processes
-        command = " & ".join(
-            f"python evaluate.py {rank} {processes} {port} '{checkpoint}' seen-{processes}" for rank in range(processes)
-        )
-        done = lesson.shell(f"{command} & wait")
-        files = [lesson.folder / f"seen-{processes}-{rank}" for rank in range(processes)]
-        assert all(file.exists() for file in files), done.stderr
-        seen[processes] = [torch.load(file, weights_only=True) for file in files]
-    return seen
+    done = lesson.shell(f"python evaluate.py '{checkpoint}'")
+    files = {n: [lesson.folder / f"seen-{n}-{rank}" for rank in range(n)] for n in (1, 2, 3, 4)}
+    assert all(file.exists() for ranks in files.values() for file in ranks), done.stderr
+    return {n: [torch.load(file, weights_only=True) for file in ranks] for n, ranks in files.items()}
 
 
 def test_validation_and_test_are_exact_for_any_number_of_processes(evaluated, trained):
@@ -244,9 +248,9 @@ hparams["finished"] = True
 
 
 def test_processes_end_without_an_abort_and_a_failed_one_fails(lesson):
-    """Training runs end ten times in the other tests. This is the end alone, five times."""
+    """In the other tests eleven processes of training runs end well. This is the end alone."""
     (lesson.folder / "ends.py").write_text(ENDS)
-    for number in range(5):
+    for number in range(2):
         meet = lesson.folder / f"meet-{number}"
         done = lesson.shell(f"python ends.py 0 {meet} & python ends.py 1 {meet}; first=$?; wait $! && exit $first")
         assert done.returncode == 0 and done.stderr == "", done.stderr
@@ -354,3 +358,13 @@ def test_ddp_steps_print_what_the_readme_shows(lesson):
     mean = [(float(a) + float(b)) / 2 for a, b in zip(*own, strict=True)]
     assert [float(number) for number in joint[0]] == pytest.approx(mean, abs=1e-4)
     assert f"one process, all images: {' '.join(joint[0])}" in done.stdout
+
+
+def test_scaling_prints_its_table(lesson):
+    done = lesson.run("python scaling.py", "--rounds 1")
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^(\w+) +(\d+) +([124]) +([12]) +(\d+) +(\d+)%$", done.stdout, re.MULTILINE)
+    assert len(rows) == 12
+    assert all(share == "0" for _, _, processes, _, _, share in rows if processes == "1")
+    shown = re.findall(r"^(?:mlp|cnn)  .*%$", (lesson.folder / "README.md").read_text(), re.MULTILINE)
+    assert [row.split()[:4] for row in shown] == [list(row[:4]) for row in rows]

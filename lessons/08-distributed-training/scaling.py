@@ -1,8 +1,10 @@
 """How much faster are several processes, and how much of a step do they talk? On the cores of this machine, gloo.
 
-python scaling.py      takes a minute or two
+python scaling.py                 takes a minute or two
+python scaling.py --rounds 1      a first look
 """
 
+import argparse
 import contextlib
 import os
 import socket
@@ -19,7 +21,7 @@ from src.models.networks import make_network
 
 CASES = [("mlp", [1, 28, 28], 64), ("mlp", [1, 28, 28], 2048), ("cnn", [3, 32, 32], 2048)]  # network, image, batch
 SETTINGS = [(1, 1), (1, 2), (2, 1), (4, 1)]  # processes, threads of each
-ROUNDS = 5  # the settings take turns, so that whatever else this machine does slows down all of them
+ROUNDS = 5
 SECONDS = 0.2  # of a measurement, about
 
 
@@ -36,7 +38,7 @@ def seconds_per_step(network, images, labels, steps, communicate=True):
         return (time.perf_counter() - start) / steps
 
 
-def process(rank, port):
+def process(rank, port, rounds):
     most = max(processes for processes, _ in SETTINGS)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=most)
     groups = {processes: dist.new_group(range(processes)) for processes, _ in SETTINGS}
@@ -44,7 +46,8 @@ def process(rank, port):
         print(f"{os.cpu_count()} cores\n\nnetwork  batch  processes  threads  images/s  communication")
     for arch, shape, batch_size in CASES:
         rates, shares = {}, {}
-        for turn in range(ROUNDS + 1):
+        # The settings take turns, so that whatever else this machine does slows down all of them.
+        for turn in range(rounds + 1):
             for setting in SETTINGS:
                 processes, threads = setting
                 dist.barrier()  # those that have nothing to do wait at the next one
@@ -68,16 +71,19 @@ def process(rank, port):
                     shares.setdefault(setting, []).append(1 - alone / together)
         for processes, threads in rates if rank == 0 else []:
             rate, share = (statistics.median(numbers[processes, threads]) for numbers in (rates, shares))
-            print(f"{arch:7}  {batch_size:5}  {processes:9}  {threads:7}  {rate:8.0f}  {max(0, share):13.0%}", flush=True)
+            print(f"{arch:7}{batch_size:7}{processes:11}{threads:9}{rate:10.0f}{max(0, share):15.0%}", flush=True)
     dist.barrier()
     os._exit(0)  # at once: the threads of gloo sometimes abort a process that Python takes down
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    rounds = parser.parse_args().rounds
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    mp.spawn(process, (port,), nprocs=max(processes for processes, _ in SETTINGS))
+    mp.spawn(process, (port, rounds), nprocs=max(processes for processes, _ in SETTINGS))
 
 
 if __name__ == "__main__":
