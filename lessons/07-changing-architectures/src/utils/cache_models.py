@@ -54,6 +54,7 @@ def main():
     for arch in args.archs:
         if arch not in models.list_models(module=models):
             parser.error(f"torchvision has no network {arch!r}")
+    for arch in args.archs:
         if args.check:
             check_weights(arch)
         else:

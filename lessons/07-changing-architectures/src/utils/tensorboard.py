@@ -119,8 +119,7 @@ class TensorBoardPages(L.Callback):
             return
         writer = trainer.logger.experiment
         # Not through a DataLoader: that would draw a random number, and all that follow would be others.
-        images, _ = trainer.datamodule.val_set.__getitems__(range(EXAMPLES))
-        images = trainer.datamodule.normalise(images)
+        images = trainer.datamodule.normalise(trainer.datamodule.val_set.images[:EXAMPLES])
         add_layout(writer)
         add_hparams(writer, self.hparams, ["val/loss", "val/accuracy", "val/f1", "test/loss", "test/accuracy"])
         add_graph(writer, module.network, images[:1].to(module.device))
@@ -144,7 +143,8 @@ class TensorBoardPages(L.Callback):
         classes = trainer.datamodule.classes
         add_confusion_matrix(writer, matrix.cpu(), classes, trainer.global_step)
 
-        images, labels = trainer.datamodule.val_set.__getitems__(range(EMBEDDED))
+        val_set = trainer.datamodule.val_set
+        images, labels = val_set.images[:EMBEDDED], val_set.labels[:EMBEDDED]
         module.eval()  # batch norm must not learn from these images, dropout must not drop
         features, probabilities = look(module.network, trainer.datamodule.normalise(images.to(module.device)))
         module.train()
