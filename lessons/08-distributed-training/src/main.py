@@ -141,6 +141,8 @@ def main(hparams):
     )
     if trainer.is_global_zero:
         (run_folder / "model_summary.txt").write_text(f"{summary}\n")
+    # With several processes Lightning seeds again here. With one it does not, and its random crops would be others.
+    torch.manual_seed(hparams["seed"])
     trainer.fit(model, datamodule)
     log_once("\n".join(profiler.summary().splitlines()[:20]))  # the costliest; all are in fit-profiler*.txt
     [metrics] = trainer.test(model, datamodule, verbose=False)
