@@ -2,15 +2,22 @@
 
 python run.py                        one run
 python run.py --lr 1e-4 1e-3         a job array: one run for each value
+python run.py --arch resnet18        another network, one of torchvision's
+python run.py --nodes 2 --tasks_per_node 2                four processes train one network
+python run.py --cluster local --tasks_per_node 2          the same with two, without Slurm
+python run.py --fast_dev_run         a batch of everything, to find what would crash
 python run.py --dry_run              only show the script that would go to Slurm
 """
 
 import argparse
+import atexit
+import difflib
 import importlib.util
 import itertools
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -38,10 +45,25 @@ NUM_WORKERS = 0
 SEED = 1
 
 # What can be chosen by name. The names are written out, because to ask torch for them takes seconds.
+DATASETS = ["mnist", "colour-mnist", "cifar10", "folder"]
 ARCHS = ["mlp", "mlp_wide", "cnn"]
+TORCHVISION_ARCHS = """
+    alexnet convnext_base convnext_large convnext_small convnext_tiny densenet121 densenet161 densenet169 densenet201
+    efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4 efficientnet_b5 efficientnet_b6
+    efficientnet_b7 efficientnet_v2_l efficientnet_v2_m efficientnet_v2_s googlenet inception_v3 maxvit_t mnasnet0_5
+    mnasnet0_75 mnasnet1_0 mnasnet1_3 mobilenet_v2 mobilenet_v3_large mobilenet_v3_small regnet_x_16gf regnet_x_1_6gf
+    regnet_x_32gf regnet_x_3_2gf regnet_x_400mf regnet_x_800mf regnet_x_8gf regnet_y_128gf regnet_y_16gf regnet_y_1_6gf
+    regnet_y_32gf regnet_y_3_2gf regnet_y_400mf regnet_y_800mf regnet_y_8gf resnet101 resnet152 resnet18 resnet34
+    resnet50 resnext101_32x8d resnext101_64x4d resnext50_32x4d shufflenet_v2_x0_5 shufflenet_v2_x1_0
+    shufflenet_v2_x1_5 shufflenet_v2_x2_0 squeezenet1_0 squeezenet1_1 swin_b swin_s swin_t swin_v2_b swin_v2_s
+    swin_v2_t vgg11 vgg11_bn vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn vit_b_16 vit_b_32 vit_h_14 vit_l_16 vit_l_32
+    wide_resnet101_2 wide_resnet50_2
+""".split()  # noqa: SIM905 (a list would be 80 lines)
+STEMS = ["imagenet", "cifar"]
 OPTIMIZERS = ["Adam", "AdamW", "SGD", "RMSprop"]
 CRITERIA = ["CrossEntropyLoss", "MultiMarginLoss"]  # both take logits
 LOGGERS = ["tensorboard", "csv", "mlflow", "wandb"]
+PRECISIONS = ["32", "16-mixed", "bf16-mixed"]
 
 
 def positive_int(text):
@@ -81,6 +103,16 @@ def minutes(text):
     return (days * 24 + hours) * 60 + mins + (secs > 0)
 
 
+def architecture(text):
+    """What argparse calls to read the name of a network."""
+    names = ARCHS + TORCHVISION_ARCHS
+    if text not in names:
+        near = difflib.get_close_matches(text, names, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else "the names stand at the top of run.py"
+        raise argparse.ArgumentTypeError(f"there is no network {text!r}: {hint}")
+    return text
+
+
 def name(text):
     """What argparse calls to read a name that becomes part of a folder's."""
     if not re.fullmatch(r"[\w.=-]+", text):
@@ -98,41 +130,88 @@ def parse_args():
                           "auto: slurm where sbatch is found, else debug")  # fmt: skip
     job.add_argument("--nodes", type=positive_int, default=NODES)
     job.add_argument("--gpus_per_node", type=whole_number, default=GPUS_PER_NODE)
+    job.add_argument("--tasks_per_node", type=positive_int, help="processes; default: one a GPU, without GPUs one")
     job.add_argument("--cpus_per_task", type=positive_int, default=CPUS_PER_TASK)
     job.add_argument("--mem", type=memory, default=MEM, help="per node, such as 4G")
     job.add_argument("--time", type=minutes, default=TIME, help="limit, HH:MM:SS or D-HH:MM:SS")
     job.add_argument("--partition", help="default: the cluster's")
     job.add_argument("--account", help="default: yours")
     job.add_argument("--log_path", type=Path, default=ROOT / "logs")
-    job.add_argument("--experiment_name", type=name, default="mnist")
+    job.add_argument("--experiment_name", type=name, help="default: the data set's name")
     job.add_argument("--dry_run", action="store_true", help="print the sbatch script, submit nothing")
 
     training = parser.add_argument_group("the training")
-    training.add_argument("--arch", choices=ARCHS, default=ARCHS[0])
+    training.add_argument("--dataset", choices=DATASETS, default=DATASETS[0],
+                          help="folder: your own, --data_dir holds train/<class>/ and test/<class>/")  # fmt: skip
+    training.add_argument("--arch", type=architecture, default=ARCHS[0], metavar="NAME",
+                          help="mlp, mlp_wide, cnn, or a classifier of torchvision, such as resnet18")  # fmt: skip
+    training.add_argument("--stem", choices=STEMS, default=STEMS[0],
+                          help="how a ResNet begins; cifar: without making small images smaller still")  # fmt: skip
+    training.add_argument("--pretrained", action="store_true", help="begin with torchvision's weights")
+    training.add_argument("--no_pretrained", action="store_false", dest="pretrained", help="the default")
     training.add_argument("--optimizer", choices=OPTIMIZERS, default=OPTIMIZERS[0])
     training.add_argument("--criterion", choices=CRITERIA, default=CRITERIA[0])
     training.add_argument("--lr", type=positive_float, nargs="+", default=[LEARNING_RATE])
-    training.add_argument("--batch_size", type=positive_int, nargs="+", default=[BATCH_SIZE])
+    training.add_argument("--batch_size", type=positive_int, nargs="+", default=[BATCH_SIZE],
+                          help="images in a step, of all processes together")  # fmt: skip
     training.add_argument("--max_epochs", type=positive_int, default=MAX_EPOCHS)
-    training.add_argument("--num_workers", type=whole_number, default=NUM_WORKERS)
+    training.add_argument("--num_workers", type=whole_number, default=NUM_WORKERS, help="of each process")
+    training.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0],
+                          help="mixed: 16 bits where that is safe, 32 elsewhere")  # fmt: skip
+    training.add_argument("--sync_batchnorm", action="store_true", help="BatchNorm over the batch of all processes")
+    training.add_argument("--no_augment", action="store_true", help="train on the images as they are")
     training.add_argument("--seed", type=positive_int, default=SEED)
     training.add_argument("--data_dir", type=Path, default=DATA_DIR)
     training.add_argument("--logger", choices=LOGGERS, default=LOGGERS[0], help="where the metrics go")
 
+    debugging = parser.add_argument_group("to find a mistake")
+    debugging.add_argument("--fast_dev_run", action="store_true",
+                           help="one batch of training, validation and test; no checkpoint, no curves")  # fmt: skip
+    debugging.add_argument("--limit_train_batches", type=positive_int, metavar="N", help="only N an epoch")
+    debugging.add_argument("--limit_val_batches", type=positive_int, metavar="N", help="only N an epoch")
+    debugging.add_argument("--overfit_batches", type=positive_int, metavar="N", default=0,
+                           help="train on the same N again and again: they must be learned by heart")  # fmt: skip
+
     args = parser.parse_args()
+    args.experiment_name = args.experiment_name or args.dataset
     if args.logger in ("mlflow", "wandb") and importlib.util.find_spec(args.logger) is None:
         parser.error(f"--logger {args.logger} needs a package that is not installed: pip install {args.logger}")
+    if args.stem == "cifar" and "resnet" not in args.arch and "resnext" not in args.arch:
+        parser.error(f"--stem cifar is for ResNets, such as resnet18, not for --arch {args.arch}")
+    if args.stem == "cifar" and args.pretrained:
+        parser.error("--stem cifar and --pretrained do not go together: the weights come with the imagenet stem")
+    if args.pretrained and args.arch in ARCHS:
+        parser.error(f"--pretrained is for torchvision's networks, there are no weights of --arch {args.arch}")
+    if args.overfit_batches and (args.limit_train_batches or args.limit_val_batches):
+        parser.error("--overfit_batches sets both limits: leave out --limit_train_batches and --limit_val_batches")
     if args.num_workers > args.cpus_per_task:
         parser.error(f"--num_workers {args.num_workers} is more than --cpus_per_task {args.cpus_per_task}")
     if args.dry_run:
         args.cluster = "slurm"
     elif args.cluster == "auto":
         args.cluster = find_cluster()
-    if args.nodes * max(1, args.gpus_per_node) > 1 and args.cluster != "slurm":
+
+    # One process a GPU. Without GPUs, as many as you say.
+    args.tasks_per_node = args.tasks_per_node or max(1, args.gpus_per_node)
+    if args.gpus_per_node and args.tasks_per_node != args.gpus_per_node:
         parser.error(
-            f"--nodes {args.nodes} --gpus_per_node {args.gpus_per_node} needs Slurm: "
-            f"without it (--cluster {args.cluster}) a run is one process"
+            f"--tasks_per_node {args.tasks_per_node} does not go with --gpus_per_node {args.gpus_per_node}: "
+            "each process takes one GPU, so leave --tasks_per_node away"
         )
+    if args.nodes > 1 and args.cluster != "slurm":
+        parser.error(f"--nodes {args.nodes} needs Slurm: --cluster {args.cluster} has this machine only")
+    processes = args.nodes * args.tasks_per_node
+    if processes > 1 and args.cluster == "debug":
+        parser.error(f"--cluster debug is one process, not {processes}: take --cluster local, or Slurm")
+    if args.precision == "16-mixed" and not args.gpus_per_node:
+        parser.error("--precision 16-mixed needs GPUs (--gpus_per_node): on CPUs take bf16-mixed")
+    for batch_size in args.batch_size:
+        if batch_size % processes:
+            below = batch_size // processes * processes
+            nearest = f"{below} or {below + processes}" if below else processes
+            parser.error(
+                f"--batch_size {batch_size} cannot be divided among {processes} processes: the nearest are {nearest}"
+            )
     return args
 
 
@@ -145,11 +224,11 @@ def find_cluster():
 
 
 def describe(args):
-    """The job in the names of sbatch. One task a GPU, or one task a node without GPUs."""
+    """The job in the names of sbatch."""
     return {
         "job_name": args.experiment_name,
         "nodes": args.nodes,
-        "ntasks_per_node": max(1, args.gpus_per_node),
+        "ntasks_per_node": args.tasks_per_node,
         "gpus_per_node": args.gpus_per_node or None,
         "cpus_per_task": args.cpus_per_task,
         "mem": args.mem,
@@ -158,6 +237,8 @@ def describe(args):
         "account": args.account,
         # srun does not inherit --cpus-per-task from sbatch (Slurm 22.05 and later): without this it gets one CPU.
         "setup": ["export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"],
+        # When one process fails the others would wait for it until the time is up.
+        "srun_args": ["--kill-on-bad-exit=1"],
     }
 
 
@@ -182,32 +263,72 @@ def plan_runs(args):
     """One dictionary of hyperparameters for each combination of the values given."""
     return [
         {
+            "dataset": args.dataset,
             "arch": args.arch,
+            "stem": args.stem,
+            "pretrained": args.pretrained,
             "optimizer": args.optimizer,
             "criterion": args.criterion,
             "lr": lr,
             "batch_size": batch_size,
             "max_epochs": args.max_epochs,
             "num_workers": args.num_workers,
+            "augment": not args.no_augment,
             "seed": args.seed,
             "data_dir": args.data_dir.resolve(),
             "nodes": args.nodes,
             "gpus_per_node": args.gpus_per_node,
+            "tasks_per_node": args.tasks_per_node,
+            "precision": args.precision,
+            "sync_batchnorm": args.sync_batchnorm,
+            "cluster": args.cluster,
             "logger": args.logger,
+            "fast_dev_run": args.fast_dev_run,
+            "limit_train_batches": args.limit_train_batches,
+            "limit_val_batches": args.limit_val_batches,
+            "overfit_batches": args.overfit_batches,
             "experiment_name": args.experiment_name,
         }
         for lr, batch_size in itertools.product(dict.fromkeys(args.lr), dict.fromkeys(args.batch_size))
     ]
 
 
+def free_port():
+    """A port that nobody listens on. The processes of a run meet there, each run at its own."""
+    with socket.socket() as listener:
+        listener.bind(("", 0))  # 0: the system chooses
+        return listener.getsockname()[1]
+
+
+def leave(hparams):
+    """End a process whose run has finished, at once.
+
+    The threads of gloo, which carries the data between processes without GPUs, sometimes abort the process when Python
+    takes everything down ("terminate called without an active exception"). Slurm would call a good run FAILED.
+    """
+    if hparams.get("finished"):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
 def train(hparams):
     """What the job runs. Only here is torch imported: describing a job does not need it."""
+    if hparams["cluster"] == "local":
+        # submitit has started all processes. This tells Lightning which of them it is in, and where they meet; it has
+        # to stand here before Lightning is imported. On Slurm it asks Slurm.
+        os.environ["LOCAL_RANK"] = str(submitit.JobEnvironment().local_rank)
+        os.environ["MASTER_PORT"] = str(hparams["port"])
+    if hparams["nodes"] * hparams["tasks_per_node"] > 1:
+        atexit.register(leave, hparams)  # registered first, so called last
+
     sys.path.insert(0, str(ROOT))
     from src.main import main
 
     if "run_folder" not in hparams:  # the job's id, and with it the folder's name, is known only inside the job
         hparams["run_folder"] = submitit.JobEnvironment().paths.folder
     main(hparams)
+    hparams["finished"] = True
 
 
 def submit(args, folder, runs):
@@ -222,8 +343,10 @@ def submit(args, folder, runs):
     else:
         executor = submitit.LocalExecutor(folder)
         executor.update_parameters(
-            tasks_per_node=max(1, args.gpus_per_node), gpus_per_node=args.gpus_per_node, timeout_min=args.time
+            tasks_per_node=args.tasks_per_node, gpus_per_node=args.gpus_per_node, timeout_min=args.time
         )
+        for run in runs:
+            run["port"] = free_port()
     try:
         jobs = executor.map_array(train, runs)
     except submitit.core.utils.FailedJobError:  # submitit has printed Slurm's message
@@ -266,9 +389,18 @@ def main():
         return
 
     # Compute nodes often have no internet, and many jobs may start at once: the data are made ready here and now.
-    data = [sys.executable, DATA_DIR / "get_data.py", "mnist", "--data_dir", args.data_dir]
-    if subprocess.run(data).returncode != 0:
-        sys.exit(1)
+    if args.dataset == "folder":  # your own: there is nothing to get
+        for part in (args.data_dir / "train", args.data_dir / "test"):
+            if not part.is_dir():
+                sys.exit(f"there is no folder {part}: --dataset folder reads train/ and test/ from --data_dir")
+    else:
+        data = [sys.executable, DATA_DIR / "get_data.py", args.dataset, "--data_dir", args.data_dir]
+        if subprocess.run(data).returncode != 0:
+            sys.exit(1)
+    if args.pretrained:
+        weights = [sys.executable, ROOT / "src/utils/cache_models.py", "--check", args.arch]
+        if subprocess.run(weights).returncode != 0:
+            sys.exit(1)
     try:
         args.log_path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=args.log_path).close()  # an OSError if it is somebody else's

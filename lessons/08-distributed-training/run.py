@@ -2,14 +2,16 @@
 
 python run.py                        one run
 python run.py --lr 1e-4 1e-3         a job array: one run for each value
-python run.py --dataset cifar10      other images
+python run.py --arch resnet18        another network, one of torchvision's
 python run.py --nodes 2 --tasks_per_node 2                four processes train one network
 python run.py --cluster local --tasks_per_node 2          the same with two, without Slurm
+python run.py --fast_dev_run         a batch of everything, to find what would crash
 python run.py --dry_run              only show the script that would go to Slurm
 """
 
 import argparse
 import atexit
+import difflib
 import importlib.util
 import itertools
 import os
@@ -45,6 +47,19 @@ SEED = 1
 # What can be chosen by name. The names are written out, because to ask torch for them takes seconds.
 DATASETS = ["mnist", "colour-mnist", "cifar10", "folder"]
 ARCHS = ["mlp", "mlp_wide", "cnn"]
+TORCHVISION_ARCHS = """
+    alexnet convnext_base convnext_large convnext_small convnext_tiny densenet121 densenet161 densenet169 densenet201
+    efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4 efficientnet_b5 efficientnet_b6
+    efficientnet_b7 efficientnet_v2_l efficientnet_v2_m efficientnet_v2_s googlenet inception_v3 maxvit_t mnasnet0_5
+    mnasnet0_75 mnasnet1_0 mnasnet1_3 mobilenet_v2 mobilenet_v3_large mobilenet_v3_small regnet_x_16gf regnet_x_1_6gf
+    regnet_x_32gf regnet_x_3_2gf regnet_x_400mf regnet_x_800mf regnet_x_8gf regnet_y_128gf regnet_y_16gf regnet_y_1_6gf
+    regnet_y_32gf regnet_y_3_2gf regnet_y_400mf regnet_y_800mf regnet_y_8gf resnet101 resnet152 resnet18 resnet34
+    resnet50 resnext101_32x8d resnext101_64x4d resnext50_32x4d shufflenet_v2_x0_5 shufflenet_v2_x1_0
+    shufflenet_v2_x1_5 shufflenet_v2_x2_0 squeezenet1_0 squeezenet1_1 swin_b swin_s swin_t swin_v2_b swin_v2_s
+    swin_v2_t vgg11 vgg11_bn vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn vit_b_16 vit_b_32 vit_h_14 vit_l_16 vit_l_32
+    wide_resnet101_2 wide_resnet50_2
+""".split()  # noqa: SIM905 (a list would be 80 lines)
+STEMS = ["imagenet", "cifar"]
 OPTIMIZERS = ["Adam", "AdamW", "SGD", "RMSprop"]
 CRITERIA = ["CrossEntropyLoss", "MultiMarginLoss"]  # both take logits
 LOGGERS = ["tensorboard", "csv", "mlflow", "wandb"]
@@ -88,6 +103,16 @@ def minutes(text):
     return (days * 24 + hours) * 60 + mins + (secs > 0)
 
 
+def architecture(text):
+    """What argparse calls to read the name of a network."""
+    names = ARCHS + TORCHVISION_ARCHS
+    if text not in names:
+        near = difflib.get_close_matches(text, names, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else "the names stand at the top of run.py"
+        raise argparse.ArgumentTypeError(f"there is no network {text!r}: {hint}")
+    return text
+
+
 def name(text):
     """What argparse calls to read a name that becomes part of a folder's."""
     if not re.fullmatch(r"[\w.=-]+", text):
@@ -118,7 +143,12 @@ def parse_args():
     training = parser.add_argument_group("the training")
     training.add_argument("--dataset", choices=DATASETS, default=DATASETS[0],
                           help="folder: your own, --data_dir holds train/<class>/ and test/<class>/")  # fmt: skip
-    training.add_argument("--arch", choices=ARCHS, default=ARCHS[0])
+    training.add_argument("--arch", type=architecture, default=ARCHS[0], metavar="NAME",
+                          help="mlp, mlp_wide, cnn, or a classifier of torchvision, such as resnet18")  # fmt: skip
+    training.add_argument("--stem", choices=STEMS, default=STEMS[0],
+                          help="how a ResNet begins; cifar: without making small images smaller still")  # fmt: skip
+    training.add_argument("--pretrained", action="store_true", help="begin with torchvision's weights")
+    training.add_argument("--no_pretrained", action="store_false", dest="pretrained", help="the default")
     training.add_argument("--optimizer", choices=OPTIMIZERS, default=OPTIMIZERS[0])
     training.add_argument("--criterion", choices=CRITERIA, default=CRITERIA[0])
     training.add_argument("--lr", type=positive_float, nargs="+", default=[LEARNING_RATE])
@@ -134,10 +164,26 @@ def parse_args():
     training.add_argument("--data_dir", type=Path, default=DATA_DIR)
     training.add_argument("--logger", choices=LOGGERS, default=LOGGERS[0], help="where the metrics go")
 
+    debugging = parser.add_argument_group("to find a mistake")
+    debugging.add_argument("--fast_dev_run", action="store_true",
+                           help="one batch of training, validation and test; no checkpoint, no curves")  # fmt: skip
+    debugging.add_argument("--limit_train_batches", type=positive_int, metavar="N", help="only N an epoch")
+    debugging.add_argument("--limit_val_batches", type=positive_int, metavar="N", help="only N an epoch")
+    debugging.add_argument("--overfit_batches", type=positive_int, metavar="N", default=0,
+                           help="train on the same N again and again: they must be learned by heart")  # fmt: skip
+
     args = parser.parse_args()
     args.experiment_name = args.experiment_name or args.dataset
     if args.logger in ("mlflow", "wandb") and importlib.util.find_spec(args.logger) is None:
         parser.error(f"--logger {args.logger} needs a package that is not installed: pip install {args.logger}")
+    if args.stem == "cifar" and "resnet" not in args.arch and "resnext" not in args.arch:
+        parser.error(f"--stem cifar is for ResNets, such as resnet18, not for --arch {args.arch}")
+    if args.stem == "cifar" and args.pretrained:
+        parser.error("--stem cifar and --pretrained do not go together: the weights come with the imagenet stem")
+    if args.pretrained and args.arch in ARCHS:
+        parser.error(f"--pretrained is for torchvision's networks, there are no weights of --arch {args.arch}")
+    if args.overfit_batches and (args.limit_train_batches or args.limit_val_batches):
+        parser.error("--overfit_batches sets both limits: leave out --limit_train_batches and --limit_val_batches")
     if args.num_workers > args.cpus_per_task:
         parser.error(f"--num_workers {args.num_workers} is more than --cpus_per_task {args.cpus_per_task}")
     if args.dry_run:
@@ -219,6 +265,8 @@ def plan_runs(args):
         {
             "dataset": args.dataset,
             "arch": args.arch,
+            "stem": args.stem,
+            "pretrained": args.pretrained,
             "optimizer": args.optimizer,
             "criterion": args.criterion,
             "lr": lr,
@@ -235,6 +283,10 @@ def plan_runs(args):
             "sync_batchnorm": args.sync_batchnorm,
             "cluster": args.cluster,
             "logger": args.logger,
+            "fast_dev_run": args.fast_dev_run,
+            "limit_train_batches": args.limit_train_batches,
+            "limit_val_batches": args.limit_val_batches,
+            "overfit_batches": args.overfit_batches,
             "experiment_name": args.experiment_name,
         }
         for lr, batch_size in itertools.product(dict.fromkeys(args.lr), dict.fromkeys(args.batch_size))
@@ -344,6 +396,10 @@ def main():
     else:
         data = [sys.executable, DATA_DIR / "get_data.py", args.dataset, "--data_dir", args.data_dir]
         if subprocess.run(data).returncode != 0:
+            sys.exit(1)
+    if args.pretrained:
+        weights = [sys.executable, ROOT / "src/utils/cache_models.py", "--check", args.arch]
+        if subprocess.run(weights).returncode != 0:
             sys.exit(1)
     try:
         args.log_path.mkdir(parents=True, exist_ok=True)

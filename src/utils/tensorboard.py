@@ -7,6 +7,8 @@ import torch
 from matplotlib.figure import Figure
 from torch.utils.tensorboard.summary import hparams as hparams_summary
 
+from src.models.networks import layers
+
 EXAMPLES = 16  # images in a picture of images
 EMBEDDED = 500  # images in the projector
 
@@ -30,7 +32,7 @@ def add_hparams(writer, hparams, metrics):
 def add_graph(writer, network, image):
     """Graphs: the operations of the network and the shapes between them."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch warns that what its own add_graph uses will go
+        warnings.simplefilter("ignore")  # torch warns that what its own add_graph uses will go, and of each "if"
         writer.add_graph(network, image)
 
 
@@ -41,25 +43,28 @@ def add_weights(writer, network, step):
             writer.add_histogram(f"weights/{name}", parameter, step)
 
 
-def add_pr_curves(writer, probabilities, labels, step):
+def add_pr_curves(writer, probabilities, labels, classes, step):
     """PR Curves: one for each class, that class against the rest.
 
     A curve has a point for each threshold between 0 and 1, so it needs probabilities: not logits, not class ids.
     """
-    for number in range(probabilities.shape[1]):
-        writer.add_pr_curve(f"pr/{number}", labels == number, probabilities[:, number], step)
+    for number, name in enumerate(classes):
+        writer.add_pr_curve(f"pr/{name}", labels == number, probabilities[:, number], step)
 
 
-def add_confusion_matrix(writer, matrix, step):
+def add_confusion_matrix(writer, matrix, classes, step):
     """Images: how often each class (row) was taken for each class (column)."""
-    figure = Figure(figsize=(5, 5), dpi=80)
+    figure = Figure(figsize=(5, 5), dpi=80, layout="constrained")
     axes = figure.subplots()
-    axes.imshow(matrix, cmap="Blues", vmax=matrix.sum(dim=1).max() / 10)  # dark from 10 % on: mistakes are rare
+    dark = matrix.sum(dim=1).max() / 10  # dark from 10 % on: mistakes are rare
+    axes.imshow(matrix, cmap="Blues", vmax=dark)
     for row, counts in enumerate(matrix.tolist()):
         for column, count in enumerate(counts):
-            axes.text(column, row, count, ha="center", va="center", color="white" if row == column else "black", size=7)
-    classes = range(len(matrix))
-    axes.set(xlabel="predicted", ylabel="true", xticks=classes, yticks=classes)
+            color = "white" if count > dark / 2 else "black"
+            axes.text(column, row, count, ha="center", va="center", color=color, size=7)
+    axes.set(xlabel="predicted", ylabel="true")
+    axes.set_xticks(range(len(classes)), classes, rotation="vertical" if len("".join(classes)) > 30 else "horizontal")
+    axes.set_yticks(range(len(classes)), classes)
     writer.add_figure("val/confusion_matrix", figure, step)
 
 
@@ -70,30 +75,43 @@ def add_examples(writer, images, step):
     writer.add_images("val/examples", (images - low) / (high - low), step)
 
 
-def add_predictions(writer, tag, images, labels, probabilities, step):
+def add_predictions(writer, tag, images, labels, probabilities, classes, step):
     """Images: the predicted classes and their probabilities, green where right, red where wrong."""
-    figure = Figure(figsize=(6, 6.4), dpi=80)
+    figure = Figure(figsize=(6, 6.4), dpi=80, layout="constrained")
     for number in range(min(EXAMPLES, len(images))):
         probability, predicted = probabilities[number].max(dim=0)
         right = predicted == labels[number]
-        title = f"{predicted} ({probability:.0%})" if right else f"{predicted} ({probability:.0%}), is {labels[number]}"
+        title = f"{classes[predicted]} ({probability:.0%})"
+        if not right:
+            title += f"\nis {classes[labels[number]]}"
         axes = figure.add_subplot(4, 4, number + 1, xticks=[], yticks=[])
-        axes.imshow(images[number, 0], cmap="gray")
+        axes.imshow(images[number].permute(1, 2, 0), cmap="gray")  # matplotlib wants the channels last
         axes.set_title(title, color="green" if right else "red", size=9)
     writer.add_figure(tag, figure, step)
 
 
-def add_projector(writer, features, images, labels, step):
+def add_projector(writer, features, images, labels, classes, step):
     """Projector: the last hidden layer's output for some images, as points in space, the images on them."""
-    low, high = images.min(), images.max()
-    writer.add_embedding(features, labels.tolist(), (images - low) / (high - low), step, tag="val/features")
+    names = [classes[label] for label in labels]
+    writer.add_embedding(features, names, images / 255, step, tag="val/features")
+
+
+def look(network, images):
+    """What goes into the network's last layer, flat (N, features), and the probabilities (N, num_classes)."""
+    _, head = layers(network)[-1]
+    inputs = []
+    hook = head.register_forward_pre_hook(lambda layer, args: inputs.append(args[0].flatten(start_dim=1)))
+    with torch.no_grad():
+        # A few at a time: all activations of 500 images do not fit everywhere.
+        probabilities = torch.cat([network(part).softmax(dim=1) for part in images.split(50)])
+    hook.remove()
+    return torch.cat(inputs), probabilities
 
 
 class TensorBoardPages(L.Callback):
-    """Decides when which page is written. val_set: the images to show are taken from it."""
+    """Decides when which page is written. The images to show are the first of the validation images."""
 
-    def __init__(self, val_set, hparams):
-        self.val_set = val_set
+    def __init__(self, hparams):
         self.hparams = hparams
 
     def on_train_start(self, trainer, module):
@@ -101,7 +119,7 @@ class TensorBoardPages(L.Callback):
             return
         writer = trainer.logger.experiment
         # Not through a DataLoader: that would draw a random number, and all that follow would be others.
-        images, _ = self.val_set.__getitems__(range(EXAMPLES))
+        images = trainer.datamodule.normalise(trainer.datamodule.val_set.images[:EXAMPLES])
         add_layout(writer)
         add_hparams(writer, self.hparams, ["val/loss", "val/accuracy", "val/f1", "test/loss", "test/accuracy"])
         add_graph(writer, module.network, images[:1].to(module.device))
@@ -115,20 +133,24 @@ class TensorBoardPages(L.Callback):
             return
         writer = trainer.logger.experiment
         add_weights(writer, module.network, trainer.global_step)
-        add_pr_curves(writer, probabilities, labels, trainer.global_step)
+        add_pr_curves(writer, probabilities, labels, trainer.datamodule.classes, trainer.global_step)
 
     def on_train_end(self, trainer, module):
         matrix = module.val_confusion.compute()
         if not trainer.is_global_zero:
             return
         writer = trainer.logger.experiment
-        add_confusion_matrix(writer, matrix.cpu(), trainer.global_step)
+        classes = trainer.datamodule.classes
+        add_confusion_matrix(writer, matrix.cpu(), classes, trainer.global_step)
 
-        images, labels = self.val_set.__getitems__(range(EMBEDDED))
-        with torch.no_grad():
-            features = module.network[:-1](images.to(module.device))
-            probabilities = module.network[-1](features).softmax(dim=1).cpu()
+        val_set = trainer.datamodule.val_set
+        images, labels = val_set.images[:EMBEDDED], val_set.labels[:EMBEDDED]
+        module.eval()  # batch norm must not learn from these images, dropout must not drop
+        features, probabilities = look(module.network, trainer.datamodule.normalise(images.to(module.device)))
+        module.train()
+        probabilities = probabilities.cpu()
         wrong = probabilities.argmax(dim=1) != labels
-        add_predictions(writer, "val/predictions", images, labels, probabilities, trainer.global_step)
-        add_predictions(writer, "val/mistakes", images[wrong], labels[wrong], probabilities[wrong], trainer.global_step)
-        add_projector(writer, features.cpu(), images, labels, trainer.global_step)
+        step = trainer.global_step
+        add_predictions(writer, "val/predictions", images, labels, probabilities, classes, step)
+        add_predictions(writer, "val/mistakes", images[wrong], labels[wrong], probabilities[wrong], classes, step)
+        add_projector(writer, features.cpu(), images, labels, classes, step)

@@ -20,6 +20,7 @@ from src.datasets.colour_mnist import ColourMNIST
 from src.datasets.folder import Folder
 from src.datasets.mnist import MNIST
 from src.models.classifier import Classifier
+from src.models.networks import normalisation
 from src.utils.logs import setup_logging
 from src.utils.tensorboard import TensorBoardPages
 
@@ -65,16 +66,16 @@ def checksum(model):
 def main(hparams):
     """Train and test one run: each process of the job calls this.
 
-    hparams: a dictionary with run_folder, dataset, arch, optimizer, criterion, lr, batch_size, max_epochs, num_workers,
-    augment, seed, data_dir, nodes, gpus_per_node, tasks_per_node, precision, sync_batchnorm, cluster, logger,
-    experiment_name
+    hparams: a dictionary with run_folder, dataset, arch, stem, pretrained, optimizer, criterion, lr, batch_size,
+    max_epochs, num_workers, augment, seed, data_dir, nodes, gpus_per_node, tasks_per_node, precision, sync_batchnorm,
+    cluster, logger, experiment_name, fast_dev_run, limit_train_batches, limit_val_batches, overfit_batches
     """
     setup_logging()
     check(hparams)
     # Lightning's advice to use more workers is for data that is decoded sample by sample.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     L.seed_everything(hparams["seed"])
-    torch.set_num_threads(1)  # this network is too small to gain from more
+    torch.set_num_threads(1)  # the small networks gain nothing from more
 
     datamodule = DATASETS[hparams["dataset"]](
         hparams["data_dir"],
@@ -83,8 +84,13 @@ def main(hparams):
         hparams["augment"],
         hparams["seed"],
     )
+    if hparams["pretrained"]:  # the weights know images in colour, normalised as they were when they were trained
+        datamodule.mean, datamodule.std = normalisation(hparams["arch"])
+        datamodule.shape = [3, *datamodule.shape[1:]]  # three means make three channels of a grey one
     model = Classifier(
         hparams["arch"],
+        hparams["stem"],
+        hparams["pretrained"],
         hparams["optimizer"],
         hparams["criterion"],
         hparams["lr"],
@@ -99,24 +105,13 @@ def main(hparams):
     log_once(f"the network\n{summary}")
 
     run_folder = hparams["run_folder"]
-    names = (
-        "dataset",
-        "arch",
-        "optimizer",
-        "criterion",
-        "lr",
-        "batch_size",
-        "max_epochs",
-        "num_workers",
-        "augment",
-        "seed",
-    )
-    names += ("nodes", "tasks_per_node", "precision", "sync_batchnorm")
-    shown = {key: hparams[key] for key in names}
+    not_shown = ("run_folder", "data_dir", "gpus_per_node", "cluster", "logger", "experiment_name")
+    shown = {key: value for key, value in hparams.items() if key not in not_shown}
 
     timer = Timer()
     callbacks = [ModelCheckpoint(run_folder / "checkpoints")]
-    if hparams["logger"] == "tensorboard":  # the others get the numbers, not the pictures
+    fast_dev_run = hparams["fast_dev_run"]  # without a logger
+    if hparams["logger"] == "tensorboard" and not fast_dev_run:  # the others get the numbers, not the pictures
         callbacks.append(TensorBoardPages(shown))
     callbacks.append(timer)  # the last, so that it counts what the others take
     profiler = SimpleProfiler(run_folder, "profiler")
@@ -133,7 +128,11 @@ def main(hparams):
         sync_batchnorm=hparams["sync_batchnorm"],
         use_distributed_sampler=False,  # the datamodule divides the images, and without counting any of them twice
         max_epochs=hparams["max_epochs"],
-        logger=make_logger(hparams, shown),
+        fast_dev_run=fast_dev_run,
+        limit_train_batches=hparams["limit_train_batches"],
+        limit_val_batches=hparams["limit_val_batches"],
+        overfit_batches=hparams["overfit_batches"],
+        logger=None if fast_dev_run else make_logger(hparams, shown),
         callbacks=callbacks,
         profiler=profiler if rank_zero_only.rank == 0 else None,  # else two nodes write to one file
         enable_model_summary=False,  # it is in the log already
@@ -148,6 +147,6 @@ def main(hparams):
     [metrics] = trainer.test(model, datamodule, verbose=False)
     log_once(
         f"test loss: {metrics['test/loss']:.4f}    test accuracy: {metrics['test/accuracy']:.4f}"
-        f"    seconds per epoch: {timer.time_elapsed('train') / hparams['max_epochs']:.2f}"
+        f"    seconds per epoch: {timer.time_elapsed('train') / trainer.max_epochs:.2f}"
     )
     log.info(f"the weights are {checksum(model)}")  # from every process: they have to be the same in all

@@ -22,6 +22,8 @@ class Folder(ImageDataModule):
         train_files = self.find("train")
         if len(train_files) < 10:
             sys.exit(f"{data_dir / 'train'} has only {len(train_files)} images: it takes 10 to put one of them aside")
+        if self.find("test").classes != train_files.classes:
+            sys.exit(f"the folders in {data_dir / 'test'} do not have the names of those in train")
         self.classes = train_files.classes
         self.shape = list(self.decode(train_files, 0).shape)  # that of the first image: the network's input
 
@@ -32,22 +34,20 @@ class Folder(ImageDataModule):
         """The files below train/ or test/. Nothing is read yet."""
         try:
             return ImageFolder(self.data_dir / part)
-        except FileNotFoundError as error:  # no such folder, no folders for classes, or one without images
+        except OSError as error:  # no such folder, no folders for classes, one without images, or it may not be read
             sys.exit(f"{self.data_dir / part}: {error}")
 
     def decode(self, files, index):
         """One image: uint8 (3, H, W)."""
         try:
             image, _ = files[index]
-        except OSError as error:
+        except Exception as error:  # for a broken file Pillow raises OSError, SyntaxError, ValueError and its own
             sys.exit(f"{files.samples[index][0]} cannot be read as an image: {error}")
         return pil_to_tensor(image)
 
     def load(self, train):
         """Decode all files, once: from here on there is no difference to the other data sets."""
         files = self.find("train" if train else "test")
-        if files.classes != self.classes:
-            sys.exit(f"the folders in {self.data_dir / 'test'} do not have the names of those in train")
         images = torch.empty(len(files), *self.shape, dtype=torch.uint8)
         for index in tqdm(range(len(files)), "decoding", disable=None):  # None: only on a terminal
             image = self.decode(files, index)

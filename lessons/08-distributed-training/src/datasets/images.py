@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_co
 
 from src.datasets.augment import normalise, random_crop, random_flip
 
-GET_DATA = Path(__file__).resolve().parents[4] / "data/get_data.py"
+GET_DATA = Path(__file__).resolve().parents[4] / "data/get_data.py"  # the only line that knows where this folder lies
 PADDING = 4  # pixels by which a training image is moved at most
 
 
@@ -34,7 +34,7 @@ class InMemoryImages(Dataset):
 
 
 class ImageDataModule(L.LightningDataModule):
-    """Everything between the files and the network. A data set says what is its own: the four lines below, and load().
+    """Everything between the files and the network. A data set says what is its own: what is None below, and load().
 
     Lightning calls prepare_data() in one process of each node, setup() in every process, then the *_dataloader() it
     needs, and on_after_batch_transfer() with every batch.

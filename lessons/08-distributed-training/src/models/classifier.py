@@ -38,10 +38,10 @@ def evaluation_metrics(stage, num_classes):
 class Classifier(L.LightningModule):
     """The network with all that training it needs: the loss, the optimizer, and what to do with a batch."""
 
-    def __init__(self, arch, optimizer, criterion, lr, shape, num_classes):
+    def __init__(self, arch, stem, pretrained, optimizer, criterion, lr, shape, num_classes):
         super().__init__()
         self.save_hyperparameters()
-        self.network = make_network(arch, shape, num_classes)
+        self.network = make_network(arch, stem, pretrained, shape, num_classes)
         self.loss_function = getattr(nn, criterion)()
         self.example_input_array = torch.zeros(1, *shape)  # lets the summary show shapes
 

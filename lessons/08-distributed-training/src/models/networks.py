@@ -3,9 +3,12 @@
 import math
 
 from torch import nn
+from torchvision import models
+
+from src.utils.cache_models import check_weights
 
 
-def make_network(arch, shape, num_classes):
+def make_network(arch, stem, pretrained, shape, num_classes):
     """The network of that name: images (N, *shape) to logits (N, num_classes). shape: [channels, height, width]"""
     channels, height, width = shape
     if arch == "mlp":
@@ -36,4 +39,64 @@ def make_network(arch, shape, num_classes):
             nn.ReLU(),
             nn.Linear(64, num_classes),
         )
-    raise ValueError(f"there is no network {arch!r}")
+    return make_torchvision_network(arch, stem, pretrained, shape, num_classes)
+
+
+def make_torchvision_network(arch, stem, pretrained, shape, num_classes):
+    """A classifier of torchvision with another last layer, and another first one where the images need it.
+
+    stem: "cifar" has a ResNet begin with a 3x3 convolution; "imagenet" with a 7x7 one, stride 2, and a max-pool
+    """
+    weights = None
+    if pretrained:
+        check_weights(arch)
+        weights = "DEFAULT"
+    # These two warn that their initial weights will be others one day, unless they are told which to take.
+    options = {"init_weights": not pretrained} if arch in ("googlenet", "inception_v3") else {}
+    network = models.get_model(arch, weights=weights, **options)
+
+    if arch in ("googlenet", "inception_v3"):  # leave out the outputs that they have half-way, only in the training
+        network.aux_logits = False
+        network.aux1 = network.aux2 = network.AuxLogits = None
+
+    head_name, head = layers(network)[-1]
+    if isinstance(head, nn.Linear):
+        network.set_submodule(head_name, nn.Linear(head.in_features, num_classes))
+    else:  # SqueezeNet ends in a convolution
+        network.set_submodule(head_name, nn.Conv2d(head.in_channels, num_classes, kernel_size=1))
+
+    channels, height, width = shape
+    first_name, first = layers(network)[0]
+    if stem == "cifar":
+        network.conv1 = nn.Conv2d(channels, first.out_channels, kernel_size=3, padding=1, bias=False)
+        network.maxpool = nn.Identity()
+    elif channels != first.in_channels:
+        options = {name: getattr(first, name) for name in ("kernel_size", "stride", "padding")}
+        first = nn.Conv2d(channels, first.out_channels, **options, bias=first.bias is not None)
+        network.set_submodule(first_name, first)
+
+    size = input_size(arch, network, height, width)
+    if size == (height, width):
+        return network
+    return nn.Sequential(nn.Upsample(size, mode="bilinear"), network)
+
+
+def layers(network):
+    """Names and layers of all convolutions and linear layers, from the first to the last."""
+    return [(name, layer) for name, layer in network.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
+
+
+def input_size(arch, network, height, width):
+    """The size (height, width) that the network takes and that is nearest to the images'."""
+    smallest, _ = models.get_model_weights(arch).DEFAULT.meta["min_size"]
+    if arch.startswith("vit"):  # takes images of one size only, and it is not always the smallest of its weights
+        return network.image_size, network.image_size
+    if arch == "maxvit_t" or smallest > min(height, width):  # maxvit_t, too, takes one size
+        return smallest, smallest
+    return height, width
+
+
+def normalisation(arch):
+    """Mean and deviation, three numbers each, of the images with which torchvision's weights were trained."""
+    transforms = models.get_model_weights(arch).DEFAULT.transforms()
+    return transforms.mean, transforms.std

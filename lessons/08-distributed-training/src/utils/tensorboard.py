@@ -7,6 +7,8 @@ import torch
 from matplotlib.figure import Figure
 from torch.utils.tensorboard.summary import hparams as hparams_summary
 
+from src.models.networks import layers
+
 EXAMPLES = 16  # images in a picture of images
 EMBEDDED = 500  # images in the projector
 
@@ -30,7 +32,7 @@ def add_hparams(writer, hparams, metrics):
 def add_graph(writer, network, image):
     """Graphs: the operations of the network and the shapes between them."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch warns that what its own add_graph uses will go
+        warnings.simplefilter("ignore")  # torch warns that what its own add_graph uses will go, and of each "if"
         writer.add_graph(network, image)
 
 
@@ -52,7 +54,7 @@ def add_pr_curves(writer, probabilities, labels, classes, step):
 
 def add_confusion_matrix(writer, matrix, classes, step):
     """Images: how often each class (row) was taken for each class (column)."""
-    figure = Figure(figsize=(5, 5), dpi=80)
+    figure = Figure(figsize=(5, 5), dpi=80, layout="constrained")
     axes = figure.subplots()
     dark = matrix.sum(dim=1).max() / 10  # dark from 10 % on: mistakes are rare
     axes.imshow(matrix, cmap="Blues", vmax=dark)
@@ -94,6 +96,18 @@ def add_projector(writer, features, images, labels, classes, step):
     writer.add_embedding(features, names, images / 255, step, tag="val/features")
 
 
+def look(network, images):
+    """What goes into the network's last layer, flat (N, features), and the probabilities (N, num_classes)."""
+    _, head = layers(network)[-1]
+    inputs = []
+    hook = head.register_forward_pre_hook(lambda layer, args: inputs.append(args[0].flatten(start_dim=1)))
+    with torch.no_grad():
+        # A few at a time: all activations of 500 images do not fit everywhere.
+        probabilities = torch.cat([network(part).softmax(dim=1) for part in images.split(50)])
+    hook.remove()
+    return torch.cat(inputs), probabilities
+
+
 class TensorBoardPages(L.Callback):
     """Decides when which page is written. The images to show are the first of the validation images."""
 
@@ -105,8 +119,7 @@ class TensorBoardPages(L.Callback):
             return
         writer = trainer.logger.experiment
         # Not through a DataLoader: that would draw a random number, and all that follow would be others.
-        images, _ = trainer.datamodule.val_set.__getitems__(range(EXAMPLES))
-        images = trainer.datamodule.normalise(images)
+        images = trainer.datamodule.normalise(trainer.datamodule.val_set.images[:EXAMPLES])
         add_layout(writer)
         add_hparams(writer, self.hparams, ["val/loss", "val/accuracy", "val/f1", "test/loss", "test/accuracy"])
         add_graph(writer, module.network, images[:1].to(module.device))
@@ -130,10 +143,12 @@ class TensorBoardPages(L.Callback):
         classes = trainer.datamodule.classes
         add_confusion_matrix(writer, matrix.cpu(), classes, trainer.global_step)
 
-        images, labels = trainer.datamodule.val_set.__getitems__(range(EMBEDDED))
-        with torch.no_grad():
-            features = module.network[:-1](trainer.datamodule.normalise(images.to(module.device)))
-            probabilities = module.network[-1](features).softmax(dim=1).cpu()
+        val_set = trainer.datamodule.val_set
+        images, labels = val_set.images[:EMBEDDED], val_set.labels[:EMBEDDED]
+        module.eval()  # batch norm must not learn from these images, dropout must not drop
+        features, probabilities = look(module.network, trainer.datamodule.normalise(images.to(module.device)))
+        module.train()
+        probabilities = probabilities.cpu()
         wrong = probabilities.argmax(dim=1) != labels
         step = trainer.global_step
         add_predictions(writer, "val/predictions", images, labels, probabilities, classes, step)

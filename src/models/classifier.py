@@ -1,0 +1,121 @@
+"""The network with all that training it needs."""
+
+import logging
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import nn
+from torchmetrics import CatMetric, MeanMetric, MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+    MulticlassPrecision,
+    MulticlassRecall,
+)
+
+from src.models.networks import make_network
+
+log = logging.getLogger(__name__)
+log_once = rank_zero_only(log.info)  # what is the same in all processes of the job: one of them says it
+
+
+def evaluation_metrics(stage, num_classes):
+    """Four numbers about an epoch. In a macro average each class counts the same, however many images it has."""
+    return MetricCollection(
+        {
+            # micro: each image counts the same (not the default)
+            "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+            "precision": MulticlassPrecision(num_classes, average="macro"),
+            "recall": MulticlassRecall(num_classes, average="macro"),
+            "f1": MulticlassF1Score(num_classes, average="macro"),
+        },
+        prefix=f"{stage}/",
+    )
+
+
+class Classifier(L.LightningModule):
+    """The network with all that training it needs: the loss, the optimizer, and what to do with a batch."""
+
+    def __init__(self, arch, stem, pretrained, optimizer, criterion, lr, shape, num_classes):
+        super().__init__()
+        self.save_hyperparameters()
+        self.network = make_network(arch, stem, pretrained, shape, num_classes)
+        self.loss_function = getattr(nn, criterion)()
+        self.example_input_array = torch.zeros(1, *shape)  # lets the summary show shapes
+
+        # A mean with a NaN in it shall be NaN. The default leaves it out, so a failed training looks well.
+        # (Not nan_strategy="disable": torchmetrics 1.9 then forgets the weights.)
+        nan = float("nan")
+        self.train_loss = MeanMetric(nan_strategy=nan)
+        self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.val_loss = MeanMetric(nan_strategy=nan)
+        self.val_metrics = evaluation_metrics("val", num_classes)
+        self.val_confusion = MulticlassConfusionMatrix(num_classes)
+        self.val_probabilities = CatMetric(nan_strategy=0.0)  # the default leaves NaN out: then rows would be missing
+        self.val_labels = CatMetric()
+        self.test_loss = MeanMetric(nan_strategy=nan)
+        self.test_metrics = evaluation_metrics("test", num_classes)
+
+    def forward(self, images):
+        return self.network(images)
+
+    def configure_optimizers(self):
+        options = {} if self.hparams.optimizer == "RMSprop" else {"fused": True}  # there is no fused RMSprop
+        return getattr(torch.optim, self.hparams.optimizer)(self.parameters(), lr=self.hparams.lr, **options)
+
+    # In a step the metrics only count. They are logged once an epoch, because a self.log in every step takes longer
+    # than the counting. And they are logged as objects, not as numbers: so Lightning knows that it has to reset them.
+
+    def training_step(self, batch):
+        images, labels = batch
+        logits = self(images)
+        loss = self.loss_function(logits, labels)
+        self.train_loss.update(loss.detach(), weight=len(labels))  # the last batch is smaller: it counts for less
+        self.train_accuracy.update(logits, labels)
+        return loss
+
+    def validation_step(self, batch):
+        images, labels = batch
+        logits = self(images)
+        self.val_loss.update(self.loss_function(logits, labels), weight=len(labels))
+        self.val_metrics.update(logits, labels)
+        self.val_confusion.update(logits, labels)
+        self.val_probabilities.update(logits.softmax(dim=1))
+        self.val_labels.update(labels)
+
+    def test_step(self, batch):
+        images, labels = batch
+        logits = self(images)
+        self.test_loss.update(self.loss_function(logits, labels), weight=len(labels))
+        self.test_metrics.update(logits, labels)
+
+    def predict_step(self, batch):
+        """Probabilities (N, num_classes)."""
+        images, _ = batch
+        return self(images).softmax(dim=1)
+
+    def on_validation_epoch_start(self):
+        # What is not a number cannot be logged, so nobody but us resets it.
+        for metric in (self.val_confusion, self.val_probabilities, self.val_labels):
+            metric.reset()
+
+    def on_validation_epoch_end(self):
+        self.log("val/loss", self.val_loss)
+        self.log_dict(self.val_metrics)
+
+    def on_test_epoch_end(self):
+        self.log("test/loss", self.test_loss)
+        self.log_dict(self.test_metrics)
+
+    def on_train_epoch_end(self):  # runs after the epoch's validation
+        self.log("train/loss", self.train_loss)
+        self.log("train/accuracy", self.train_accuracy)
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        metrics = self.trainer.callback_metrics
+        log_once(
+            f"epoch: {self.current_epoch + 1:02d}/{self.trainer.max_epochs:02d}"
+            f"    training loss: {metrics['train/loss']:.4f}    training accuracy: {metrics['train/accuracy']:.4f}"
+            f"    validation loss: {metrics['val/loss']:.4f}    validation accuracy: {metrics['val/accuracy']:.4f}"
+        )
