@@ -3,7 +3,9 @@
 import csv
 import importlib.util
 import io
+import os
 import re
+import shutil
 import subprocess
 import time
 import urllib.request
@@ -256,21 +258,37 @@ def test_hparams_with_final_metrics(events):
     assert values["lr"].number_value == 1e-3
 
 
-def test_tensorboard_serves_the_logs(trained, lesson):
+@pytest.fixture(scope="module")
+def tensorboard(trained, lesson):
+    """The address of a TensorBoard that shows the trained run, on this machine only."""
     server = subprocess.Popen(
         ["tensorboard", "--logdir", "logs", "--host", "127.0.0.1", "--port", "0"],
         cwd=lesson.folder,
         stderr=subprocess.PIPE,
         text=True,
     )
-    try:
-        address = next(match[0] for line in server.stderr if (match := re.search(r"http://\S+:\d+/", line)))
-        listing = urllib.request.urlopen(f"{address}data/plugins_listing", timeout=30).read().decode()
-    finally:
-        server.terminate()
-        server.wait()
+    yield next(match[0] for line in server.stderr if (match := re.search(r"http://\S+:\d+/", line)))
+    server.terminate()
+    server.wait()
+
+
+def test_tensorboard_serves_the_logs(tensorboard):
+    listing = urllib.request.urlopen(f"{tensorboard}data/plugins_listing", timeout=30).read().decode()
     for page in ("custom_scalars", "pr_curves", "hparams", "projector"):
         assert f'"{page}"' in listing
+
+
+def test_a_browser_opens_tensorboard(tensorboard, trained, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("there is no Chromium on this machine")
+    quiet = "--disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
+    # Half a minute of the page's own clock: it asks the server for the runs, then draws them.
+    command = [browser, "--headless", "--no-sandbox", *quiet.split(), "--virtual-time-budget=30000", "--dump-dom"]
+    command += [f"--user-data-dir={tmp_path}", tensorboard]
+    page = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    assert "Custom Scalars" in page
+    assert trained[1].name in page  # the run, in the list at the side
 
 
 def test_local_job(lesson):
