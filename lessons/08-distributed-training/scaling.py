@@ -54,7 +54,7 @@ def process(rank, port, rounds):
                 if rank >= processes:
                     continue
                 torch.set_num_threads(threads)
-                network = make_network(arch, shape, 10)
+                network = make_network(arch, "imagenet", False, shape, 10)
                 if processes > 1:
                     network = DistributedDataParallel(network, process_group=groups[processes])
                 images = torch.randn(batch_size // processes, *shape)  # a share of the global batch
