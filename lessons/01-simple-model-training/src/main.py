@@ -52,7 +52,7 @@ def evaluate(network, loss_function, loader):
 
 def main(args):
     torch.manual_seed(args.seed)
-    torch.set_num_threads(1)  # one CPU is what run.sh asks for, and this network is too small to gain from more
+    torch.set_num_threads(1)  # one CPU is what run.sh asks for
 
     network = nn.Sequential(
         nn.Flatten(),

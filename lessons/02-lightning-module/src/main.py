@@ -78,7 +78,7 @@ class Classifier(L.LightningModule):
 
 def main(args):
     L.seed_everything(args.seed)
-    torch.set_num_threads(1)  # one CPU is what run.sh asks for, and this network is too small to gain from more
+    torch.set_num_threads(1)  # one CPU is what run.sh asks for
 
     model = Classifier(lr=args.lr)
 

@@ -53,7 +53,7 @@ def main(hparams):
     # Lightning's advice to use more workers is for data that is decoded sample by sample.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     L.seed_everything(hparams["seed"])
-    torch.set_num_threads(1)  # this network is too small to gain from more
+    torch.set_num_threads(1)  # one, as before: the digits stay the same however many CPUs there are
 
     datamodule = DATASETS[hparams["dataset"]](
         hparams["data_dir"],
