@@ -242,15 +242,13 @@ def test_nonsense_in_a_flag_is_one_sentence(lesson, flags, words):
 
 
 def test_a_log_folder_that_is_read_only_is_one_sentence(lesson, tmp_path):
-    if os.geteuid() != 0:
-        (tmp_path / "logs").mkdir(mode=0o500)
-        command = "python run.py --cluster debug"
-    else:  # root may write anywhere but on a read-only mount
-        (tmp_path / "logs").mkdir()
-        mount = f"mount --bind {tmp_path}/logs {tmp_path}/logs && mount -o remount,ro,bind {tmp_path}/logs"
-        command = f"unshare --mount bash -c '{mount} && python run.py --cluster debug --log_path {tmp_path}/logs'"
-    done = lesson.shell(f"{command} --log_path {tmp_path}/logs" if os.geteuid() else command)
-    assert_one_sentence(done, f"{tmp_path}/logs", "--log_path")
+    logs = tmp_path / "logs"
+    logs.mkdir(mode=0o500)
+    command = f"python run.py --cluster debug --log_path {logs}"
+    if os.geteuid() == 0:  # root may write anywhere but on a read-only mount
+        mount = f"mount --bind {logs} {logs} && mount -o remount,ro,bind {logs}"
+        command = f"unshare --mount bash -c '{mount} && {command}'"
+    assert_one_sentence(lesson.shell(command), str(logs), "--log_path")
 
 
 def test_a_broken_archive_submits_nothing(lesson):
