@@ -1,0 +1,104 @@
+"""How a training runs: the flags that do not depend on the network or the data.
+
+torch is not imported here, so that run.py can check these flags at once.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+
+
+@dataclass
+class Settings:
+    """How the training runs.
+
+    Args:
+        seed: decides everything that is random
+        batch_size: images in a step, of all processes together
+        num_workers: processes that load data, for each training process
+        data_dir: where the data lie; default: data/ beside run.py
+        max_epochs: how often all training images are seen
+        max_steps: end after so many steps, if that is earlier
+        max_time: end after HH:MM:SS or D-HH:MM:SS of training, if that is earlier
+        precision: mixed is 16 bits where that is safe, 32 elsewhere
+        accelerator: gpu, cpu, or what there is
+        threads: of each process on a CPU; default: the CPUs of the task less its workers
+        sync_batchnorm: BatchNorm over the batch of all processes; for GPUs
+        accumulate: add up the gradients of so many batches before a step
+        gradient_clip: scale gradients down to this norm
+        scale_lr: the batch size for which the learning rate is meant; it is scaled to --batch_size
+        checkpoint_every: 500 for steps, 2epochs for epochs; also at the end, and before a job is stopped
+        validate_every: 100 for steps, 1epoch for epochs
+        keep: the best checkpoint and the last two, the last two, or all
+        monitor: what decides which is the best; the largest, unless its name holds loss or error
+        init_from: begin with the weights of this run's folder or of this checkpoint
+        fast_dev_run: one batch of training, validation and test; nothing is written
+        smoke: one batch of training and one of validation, and a checkpoint
+        overfit_batches: train on the same few batches again and again: they must be learned by heart
+        limit_train_batches: only so many in an epoch
+        limit_val_batches: only so many in a validation
+        profile: measure where the time goes; the report lies in the run's folder
+    """
+
+    seed: PositiveInt = 1
+    batch_size: PositiveInt = 64
+    num_workers: NonNegativeInt = 0
+    data_dir: str | None = None
+    max_epochs: PositiveInt = 10
+    max_steps: PositiveInt | None = None
+    max_time: str | None = None
+    precision: Literal["32", "16-mixed", "bf16-mixed"] = "32"
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    threads: PositiveInt | None = None
+    sync_batchnorm: bool = False
+    accumulate: PositiveInt = 1
+    gradient_clip: PositiveFloat | None = None
+    scale_lr: PositiveInt | None = None
+    checkpoint_every: int | str = "1epoch"
+    validate_every: int | str = "1epoch"
+    keep: Literal["best", "last", "all"] = "best"
+    monitor: str = "val/accuracy"
+    init_from: str | None = None
+    fast_dev_run: bool = False
+    smoke: bool = False
+    overfit_batches: NonNegativeInt = 0
+    limit_train_batches: PositiveInt | None = None
+    limit_val_batches: PositiveInt | None = None
+    profile: Literal["simple", "advanced", "pytorch"] | None = None
+
+    def __post_init__(self):
+        period(self.checkpoint_every, "--checkpoint_every")
+        period(self.validate_every, "--validate_every")
+        if self.max_time is not None:
+            seconds(self.max_time, "--max_time")
+        if self.overfit_batches and (self.limit_train_batches or self.limit_val_batches):
+            raise ValueError(
+                "--overfit_batches sets both limits: leave out --limit_train_batches and --limit_val_batches"
+            )
+
+
+def period(text, flag):
+    """A number of steps or epochs: 500 and "500" are (500, "steps"), "2epochs" is (2, "epochs").
+
+    Raises:
+        ValueError: it is neither
+    """
+    match = re.fullmatch(r"([1-9]\d*) ?(step|epoch)?s?", str(text))
+    if not match:
+        raise ValueError(f"{flag} {text} is neither a number of steps, such as 500, nor of epochs, such as 1epoch")
+    return int(match[1]), "epochs" if match[2] == "epoch" else "steps"
+
+
+def seconds(text, flag):
+    """HH:MM:SS or D-HH:MM:SS in seconds. A single number is refused: Slurm takes it for minutes, few people do.
+
+    Raises:
+        ValueError: it is neither
+    """
+    match = re.fullmatch(r"(?:(\d+)-)?(\d{1,2}):([0-5]\d):([0-5]\d)", text)
+    if not match or not re.search("[1-9]", text):
+        raise ValueError(f"{flag} {text} is not HH:MM:SS or D-HH:MM:SS, such as 00:10:00")
+    days, hours, minutes, rest = (int(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + rest
