@@ -8,6 +8,7 @@ python run.py --dry_run              only show the script that would go to Slurm
 """
 
 import argparse
+import contextlib
 import difflib
 import importlib.util
 import itertools
@@ -267,6 +268,8 @@ def train(hparams):
 
     if "run_folder" not in hparams:  # the job's id, and with it the folder's name, is known only inside the job
         hparams["run_folder"] = submitit.JobEnvironment().paths.folder
+        with contextlib.suppress(OSError):  # submitit without Slurm leaves an empty folder called %j
+            hparams["run_folder"].with_name("%j").rmdir()
     main(hparams)
 
 
@@ -278,7 +281,8 @@ def submit(args, folder, runs):
     before = set(args.log_path.iterdir())
     if args.cluster == "slurm":
         executor = submitit.SlurmExecutor(folder)
-        executor.update_parameters(**describe(args))
+        # Held until the folders are there: a job without a place for its log fails, and nothing says why.
+        executor.update_parameters(**describe(args), additional_parameters={"hold": True})
     else:
         executor = submitit.LocalExecutor(folder)
         executor.update_parameters(
@@ -298,6 +302,8 @@ def submit(args, folder, runs):
         for job in jobs:
             shutil.copy(array_folder / f"{array_id}_submission.sh", job.paths.folder)
         shutil.rmtree(array_folder)
+    if args.cluster == "slurm":
+        subprocess.run(["scontrol", "release", jobs[0].job_id.split("_")[0]], check=True)
     for link in args.log_path.glob(".submission_file_*"):  # what submitit leaves behind, links to the scripts
         if link.is_symlink():
             link.unlink(missing_ok=True)
