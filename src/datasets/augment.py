@@ -3,17 +3,18 @@
 Images are uint8 (N, C, H, W), on any device. For each random change there are two functions: one that draws the random
 numbers, and one that does what they say.
 
-Every process draws the numbers for the images of all processes and uses its own: rank, rank + world_size, ... The seed
-is the same in all, so an image is changed in the same way whatever the number of processes is.
+Every process draws the numbers for the images of all processes and uses its own: rank, rank + world_size, ... The
+generator has the same seed in all, so an image is changed in the same way whatever the number of processes is.
 """
 
 import torch
 from torch.nn import functional as F
 
 
-def random_crop(images, padding, rank=0, world_size=1):
+def random_crop(images, padding, generator, rank=0, world_size=1):
     """Each image moved by at most `padding` pixels, up or down and left or right; what comes in is black."""
-    drawn = torch.randint(2 * padding + 1, (2, len(images) * world_size), device=images.device)
+    size = (2, len(images) * world_size)
+    drawn = torch.randint(2 * padding + 1, size, generator=generator, device=images.device)
     top, left = drawn[:, rank::world_size]
     return crop(images, padding, top, left)
 
@@ -27,9 +28,9 @@ def crop(images, padding, top, left):
     return windows[torch.arange(len(images), device=images.device), :, top, left]
 
 
-def random_flip(images, rank=0, world_size=1):
+def random_flip(images, generator, rank=0, world_size=1):
     """Every second image, on average, as in a mirror."""
-    drawn = torch.rand(len(images) * world_size, device=images.device)
+    drawn = torch.rand(len(images) * world_size, generator=generator, device=images.device)
     return flip(images, drawn[rank::world_size] < 0.5)
 
 

@@ -17,13 +17,14 @@ class Folder(ImageDataModule):
     crop = True
     flip = True
 
-    def __init__(self, data_dir, *args, **kwargs):
-        super().__init__(data_dir, *args, **kwargs)
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
         train_files = self.find("train")
         if len(train_files) < 10:
-            sys.exit(f"{data_dir / 'train'} has only {len(train_files)} images: it takes 10 to put one of them aside")
+            folder = self.data_dir / "train"
+            sys.exit(f"{folder} has only {len(train_files)} images: it takes 10 to put one of them aside")
         if self.find("test").classes != train_files.classes:
-            sys.exit(f"the folders in {data_dir / 'test'} do not have the names of those in train")
+            sys.exit(f"the folders in {self.data_dir / 'test'} do not have the names of those in train")
         self.classes = train_files.classes
         self.shape = list(self.decode(train_files, 0).shape)  # that of the first image: the network's input
 

@@ -2,15 +2,14 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
-import lightning as L
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_convert
+from torch.utils.data import Dataset
 
 from src.datasets.augment import normalise, random_crop, random_flip
+from src.datasets.datamodule import DATA_DIR, DataModule
 
-GET_DATA = Path(__file__).resolve().parents[2] / "data/get_data.py"  # the only line that knows where this folder lies
+GET_DATA = DATA_DIR / "get_data.py"
 PADDING = 4  # pixels by which a training image is moved at most
 
 
@@ -33,29 +32,35 @@ class InMemoryImages(Dataset):
         return self.images[indices], self.labels[indices]
 
 
-class ImageDataModule(L.LightningDataModule):
-    """Everything between the files and the network. A data set says what is its own: what is None below, and load().
+class ImageDataModule(DataModule):
+    """Images that lie decoded in memory. A data set says what is its own: what is None below, and load().
 
-    Lightning calls prepare_data() in one process of each node, setup() in every process, then the *_dataloader() it
-    needs, and on_after_batch_transfer() with every batch.
-
-    With several processes each of them holds all images and takes its share of them: rank, rank + world_size,
-    rank + 2 * world_size, ... So a step of all processes sees the images that it would see with one.
+    Each process holds all images. They are augmented and normalised by the batch, where the network runs.
     """
 
     name = None  # what data/get_data.py calls it
-    shape = None  # of an image: [channels, height, width]
-    classes = None  # their names, in the order of the labels
     mean, std = None, None  # of the training images, from 0 to 1, a number for each channel
     crop, flip = False, False  # how training images are augmented
 
-    def __init__(self, data_dir, batch_size, num_workers, augment=True, seed=1):
-        super().__init__()
-        self.data_dir = data_dir
-        self.batch_size = batch_size
-        self.num_workers = num_workers
+    def __init__(
+        self,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int = 1,
+        data_dir: str | None = None,
+        augment: bool = True,
+    ) -> None:
+        """Settings; the flags of the same names say what they are.
+
+        Args:
+            batch_size: images in a step, of all processes together
+            num_workers: processes that load data
+            seed: decides the order of the training images
+            data_dir: where the data lie
+            augment: crop and mirror training images at random, if that makes sense for these images
+        """
+        super().__init__(batch_size, num_workers, seed, data_dir)
         self.augment = augment
-        self.seed = seed
 
     def load(self, train):
         """Read the training or the test images: uint8 (N, C, H, W), and the labels, int64 (N)."""
@@ -80,48 +85,15 @@ class ImageDataModule(L.LightningDataModule):
         else:
             self.test_set = InMemoryImages(*self.load(train=False))
 
-    def make_loader(self, dataset, shuffle=False):
-        rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        if len(dataset) < world_size:
-            sys.exit(f"{len(dataset)} images are too few for {world_size} processes: each needs one at least")
-        if shuffle:
-            # The same permutation in all processes, in every epoch another: Lightning tells the sampler which epoch it
-            # is. drop_last: all processes need the same number of batches, or some wait in vain for the gradients of
-            # the others. So what cannot be divided is left out: at most world_size - 1 images, in every epoch others.
-            sampler = DistributedSampler(dataset, world_size, rank, seed=self.seed, drop_last=True)
-        else:
-            # Each image once, none left out: here no process waits for another before the last batch.
-            sampler = range(rank, len(dataset), world_size)
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size // world_size,  # a share of the batch that all processes have together
-            sampler=sampler,
-            collate_fn=default_convert,  # a fetched batch needs no collating
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,  # started once, not in every epoch
-        )
-
-    def train_dataloader(self):
-        return self.make_loader(self.train_set, shuffle=True)
-
-    def val_dataloader(self):
-        return self.make_loader(self.val_set)
-
-    def test_dataloader(self):
-        return self.make_loader(self.test_set)
-
-    def predict_dataloader(self):
-        return self.make_loader(self.test_set)
-
     def on_after_batch_transfer(self, batch, dataloader_idx):
         """Runs where the network runs: on a GPU it is the bytes that are copied there, not four times as many."""
         images, labels = batch
         if self.augment and self.trainer.training:  # not in the validation between two epochs
-            share = self.trainer.global_rank, self.trainer.world_size
+            drawn = self.generator(images.device), self.trainer.global_rank, self.trainer.world_size
             if self.crop:
-                images = random_crop(images, PADDING, *share)
+                images = random_crop(images, PADDING, *drawn)
             if self.flip:
-                images = random_flip(images, *share)
+                images = random_flip(images, *drawn)
         return self.normalise(images), labels
 
     def normalise(self, images):

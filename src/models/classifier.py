@@ -1,6 +1,7 @@
 """The network with all that training it needs."""
 
 import logging
+from typing import Literal
 
 import lightning as L
 import torch
@@ -15,7 +16,7 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
-from src.models.networks import make_network
+from src.models.networks import add_dropout, make_network, normalisation
 
 log = logging.getLogger(__name__)
 log_once = rank_zero_only(log.info)  # what is the same in all processes of the job: one of them says it
@@ -38,10 +39,34 @@ def evaluation_metrics(stage, num_classes):
 class Classifier(L.LightningModule):
     """The network with all that training it needs: the loss, the optimizer, and what to do with a batch."""
 
-    def __init__(self, arch, stem, pretrained, optimizer, criterion, lr, shape, num_classes):
+    def __init__(
+        self,
+        shape: list[int],
+        num_classes: int,
+        arch: str = "mlp",
+        stem: Literal["imagenet", "cifar"] = "imagenet",
+        pretrained: bool = False,
+        dropout: float = 0.0,
+        criterion: Literal["CrossEntropyLoss", "MultiMarginLoss"] = "CrossEntropyLoss",
+    ) -> None:
+        """The network.
+
+        Args:
+            shape: of an image: channels, height, width; the data say it
+            num_classes: the data say it
+            arch: mlp, mlp_wide, cnn, or a classifier of torchvision, such as resnet18
+            stem: how a ResNet begins; cifar: without making small images smaller still
+            pretrained: begin with torchvision's weights
+            dropout: share of the last layer's inputs that is left out in training
+            criterion: the loss; it takes logits
+        """
         super().__init__()
-        self.save_hyperparameters()
+        if pretrained:  # the weights know images in colour, normalised as they were when they were trained
+            shape = [3, *shape[1:]]
+            self.normalisation = normalisation(arch)
         self.network = make_network(arch, stem, pretrained, shape, num_classes)
+        if dropout:
+            add_dropout(self.network, dropout)
         self.loss_function = getattr(nn, criterion)()
         self.example_input_array = torch.zeros(1, *shape)  # lets the summary show shapes
 
@@ -60,10 +85,6 @@ class Classifier(L.LightningModule):
 
     def forward(self, images):
         return self.network(images)
-
-    def configure_optimizers(self):
-        options = {} if self.hparams.optimizer == "RMSprop" else {"fused": True}  # there is no fused RMSprop
-        return getattr(torch.optim, self.hparams.optimizer)(self.parameters(), lr=self.hparams.lr, **options)
 
     # In a step the metrics only count. They are logged once an epoch, because a self.log in every step takes longer
     # than the counting. And they are logged as objects, not as numbers: so Lightning knows that it has to reset them.
@@ -113,9 +134,12 @@ class Classifier(L.LightningModule):
         self.log("train/loss", self.train_loss)
         self.log("train/accuracy", self.train_accuracy)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        columns = {
+            "training loss": "train/loss",
+            "training accuracy": "train/accuracy",
+            "validation loss": "val/loss",
+            "validation accuracy": "val/accuracy",
+        }
         metrics = self.trainer.callback_metrics
-        log_once(
-            f"epoch: {self.current_epoch + 1:02d}/{self.trainer.max_epochs:02d}"
-            f"    training loss: {metrics['train/loss']:.4f}    training accuracy: {metrics['train/accuracy']:.4f}"
-            f"    validation loss: {metrics['val/loss']:.4f}    validation accuracy: {metrics['val/accuracy']:.4f}"
-        )
+        numbers = [f"    {name}: {metrics[key]:.4f}" for name, key in columns.items() if key in metrics]
+        log_once(f"epoch: {self.current_epoch + 1:02d}/{self.trainer.max_epochs:02d}{''.join(numbers)}")

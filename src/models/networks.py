@@ -42,6 +42,12 @@ def make_network(arch, stem, pretrained, shape, num_classes):
     return make_torchvision_network(arch, stem, pretrained, shape, num_classes)
 
 
+def add_dropout(network, share):
+    """Leave out that share of what goes into the last layer, in training."""
+    name, head = layers(network)[-1]
+    network.set_submodule(name, nn.Sequential(nn.Dropout(share), head))
+
+
 def make_torchvision_network(arch, stem, pretrained, shape, num_classes):
     """A classifier of torchvision with another last layer, and another first one where the images need it.
 

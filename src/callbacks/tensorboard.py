@@ -108,14 +108,27 @@ def look(network, images):
     return torch.cat(inputs), probabilities
 
 
+def last_step(trainer):
+    """The step whose outcome is shown, counted from 0 as Lightning does for the curves."""
+    return max(0, trainer.global_step - 1)
+
+
 class TensorBoardPages(L.Callback):
     """Decides when which page is written. The images to show are the first of the validation images."""
 
     def __init__(self, hparams):
         self.hparams = hparams
+        self.matrix = None  # the confusion matrix of the last validation
+
+    def state_dict(self):
+        return {"matrix": self.matrix}
+
+    def load_state_dict(self, state):
+        self.matrix = state["matrix"]
 
     def on_train_start(self, trainer, module):
-        if not trainer.is_global_zero:  # the other processes would draw the same again
+        # The other processes would draw the same again. And a training that goes on has drawn it already.
+        if not trainer.is_global_zero or trainer.global_step > 0:
             return
         writer = trainer.logger.experiment
         # Not through a DataLoader: that would draw a random number, and all that follow would be others.
@@ -123,25 +136,28 @@ class TensorBoardPages(L.Callback):
         add_layout(writer)
         add_hparams(writer, self.hparams, ["val/loss", "val/accuracy", "val/f1", "test/loss", "test/accuracy"])
         add_graph(writer, module.network, images[:1].to(module.device))
-        add_examples(writer, images, trainer.global_step)
-        add_weights(writer, module.network, trainer.global_step)
+        add_examples(writer, images, 0)
+        add_weights(writer, module.network, 0)
 
-    def on_train_epoch_end(self, trainer, module):
+    def on_validation_end(self, trainer, module):
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
         # All processes take part in compute(): it collects what each of them has counted.
         probabilities, labels = module.val_probabilities.compute(), module.val_labels.compute()
+        self.matrix = module.val_confusion.compute().cpu()
         if not trainer.is_global_zero:
             return
-        writer = trainer.logger.experiment
-        add_weights(writer, module.network, trainer.global_step)
-        add_pr_curves(writer, probabilities, labels, trainer.datamodule.classes, trainer.global_step)
+        writer, step = trainer.logger.experiment, last_step(trainer)
+        add_weights(writer, module.network, step)
+        add_pr_curves(writer, probabilities, labels, trainer.datamodule.classes, step)
 
     def on_train_end(self, trainer, module):
-        matrix = module.val_confusion.compute()
         if not trainer.is_global_zero:
             return
-        writer = trainer.logger.experiment
+        writer, step = trainer.logger.experiment, last_step(trainer)
         classes = trainer.datamodule.classes
-        add_confusion_matrix(writer, matrix.cpu(), classes, trainer.global_step)
+        if self.matrix is not None:
+            add_confusion_matrix(writer, self.matrix, classes, step)
 
         val_set = trainer.datamodule.val_set
         images, labels = val_set.images[:EMBEDDED], val_set.labels[:EMBEDDED]
@@ -150,7 +166,6 @@ class TensorBoardPages(L.Callback):
         module.train()
         probabilities = probabilities.cpu()
         wrong = probabilities.argmax(dim=1) != labels
-        step = trainer.global_step
         add_predictions(writer, "val/predictions", images, labels, probabilities, classes, step)
         add_predictions(writer, "val/mistakes", images[wrong], labels[wrong], probabilities[wrong], classes, step)
         add_projector(writer, features.cpu(), images, labels, classes, step)

@@ -1,0 +1,156 @@
+"""Write checkpoints so that there is always a good one, and find it again."""
+
+import logging
+import os
+import zipfile
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from src.settings import period
+
+log = logging.getLogger(__name__)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """A file has its name only when it is complete and on the disk. A disk that is full does not end the training."""
+
+    def __init__(self):
+        super().__init__()
+        self.failed = False  # the last time
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(partial, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+            self.failed = False
+        except (OSError, RuntimeError) as error:  # torch's writer turns an OSError into a RuntimeError
+            reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+            log.error(f"{path} could not be written ({reason}): the checkpoint before it stays the newest")
+            self.failed = True
+            if partial.exists():
+                partial.unlink()
+
+
+class Checkpoints(L.Callback):
+    """Writes checkpoints/step=<steps>.ckpt in the run's folder every so often and at the end, best.ckpt if that is kept.
+
+    Each holds everything that is needed to go on, see exact_resume.py.
+    """
+
+    def __init__(self, run_folder, every, keep, monitor):
+        self.folder = Path(run_folder) / "checkpoints"
+        self.every, self.unit = period(every, "--checkpoint_every")
+        self.keep = keep
+        self.monitor = monitor
+        self.sign = -1 if "loss" in monitor or "error" in monitor else 1  # what is better: more or less
+        self.best = None
+        self.saved_step = None
+
+    def state_dict(self):
+        return {"best": self.best}
+
+    def load_state_dict(self, state):
+        self.best = state["best"]
+
+    def on_train_start(self, trainer, module):
+        self.saved_step = trainer.global_step  # it came from a checkpoint, or there is nothing to save yet
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        # Here everything about the last step is done, also the validation after it and the end of its epoch.
+        step = trainer.global_step
+        if step == self.saved_step or batch_idx % trainer.accumulate_grad_batches:
+            return
+        epochs_done = trainer.fit_loop.epoch_progress.current.processed
+        if (self.unit == "steps" and step % self.every == 0) or (
+            self.unit == "epochs" and batch_idx == 0 and epochs_done % self.every == 0
+        ):
+            self.save(trainer)
+
+    def on_validation_end(self, trainer, module):
+        if self.keep != "best" or trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        if self.monitor not in trainer.callback_metrics:
+            names = ", ".join(sorted(trainer.callback_metrics))
+            raise SystemExit(f"--monitor {self.monitor} is not among what the validation reports: {names}")
+        score = self.sign * trainer.callback_metrics[self.monitor].item()
+        if self.best is None or score > self.best:
+            self.best = score
+            trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=False)
+
+    def on_train_end(self, trainer, module):
+        self.save(trainer)
+
+    def save(self, trainer):
+        """All processes call this together."""
+        for logger in trainer.loggers:  # what was logged until now must not be lost when the process is killed
+            flush(logger)
+        step = trainer.global_step
+        trainer.save_checkpoint(self.folder / f"step={step:08d}.ckpt", weights_only=False)
+        self.saved_step = step
+        if self.keep != "all" and not trainer.strategy.checkpoint_io.failed:
+            self.remove_old()
+
+    @rank_zero_only
+    def remove_old(self):
+        for path in by_age(self.folder)[:-2]:  # the last two stay: if the newest is damaged there is the one before
+            path.unlink(missing_ok=True)
+
+
+@rank_zero_only
+def flush(logger):
+    logger.save()
+    if hasattr(logger.experiment, "flush"):
+        logger.experiment.flush()
+
+
+def by_age(folder):
+    """The checkpoints in the folder, the oldest first."""
+    return sorted(Path(folder).glob("step=*.ckpt"))
+
+
+def is_complete(path):
+    """Whether all bytes of a checkpoint are as they were written. A checkpoint is a zip archive with checksums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError):
+        return False
+
+
+def newest(run_folder):
+    """The newest checkpoint of a run that is complete; None if it has none."""
+    for path in reversed(by_age(Path(run_folder) / "checkpoints")):
+        if is_complete(path):
+            return path
+        log.warning(f"{path} is damaged: the checkpoint before it is taken")
+    return None
+
+
+def find(run, which="last"):
+    """A checkpoint of a run by name.
+
+    Args:
+        run: the run's folder
+        which: last, best, or the path of a file
+    Raises:
+        FileNotFoundError: with one sentence that says what is missing
+    """
+    if which == "last":
+        path = newest(run)
+    else:
+        path = Path(run) / "checkpoints/best.ckpt" if which == "best" else Path(which)
+    if path is None or not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {'' if path is None else path} of the run {run}".replace("  ", " "))
+    if not is_complete(path):
+        raise FileNotFoundError(f"the checkpoint {path} is damaged")
+    return path

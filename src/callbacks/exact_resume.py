@@ -1,0 +1,121 @@
+"""A training that was stopped and goes on ends with the weights of one that was never stopped, to the last bit.
+
+Lightning's checkpoint holds the weights, the optimizer, the learning rate schedule and the scaler. What it lacks:
+
+- the random numbers: nothing of them is saved; each step begins with a seed made from its place (src/utils/seeds.py)
+- the position among the images: the batches begin where the counters say (src/datasets/batches.py)
+- the counters, when a checkpoint is written elsewhere than where Lightning expects it: corrected here
+- what the metrics have counted so far in this epoch, in every process: added here
+"""
+
+import logging
+
+import lightning as L
+import torch
+from torchmetrics import Metric
+
+from src.utils.processes import close_channel, gather, largest, open_channel
+from src.utils.seeds import seed_here
+
+log = logging.getLogger(__name__)
+
+
+class ExactResume(L.Callback):
+    """Checkpoints may be written between two steps, during or after a validation, and at the end of the training."""
+
+    def __init__(self, seed):
+        self.seed = seed
+        self.counting = None  # the metrics that had counted something when the validation began
+        self.resumed = None  # what the checkpoint said
+
+    def on_fit_start(self, trainer, module):
+        open_channel()
+
+    def teardown(self, trainer, module, stage):
+        close_channel()
+
+    def on_train_start(self, trainer, module):
+        if self.resumed is None:
+            return
+        step = trainer.global_step
+        if largest(step, -step) != (step, -step):
+            raise SystemExit(f"the processes have read different checkpoints: this one is at step {step}")
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self.resumed["logged"].items()})
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if self.resumed is not None:
+            # Lightning counts the step after which it validated once more when it goes on behind it.
+            if self.resumed["logged_steps"] is not None:
+                trainer.fit_loop.epoch_loop._batches_that_stepped = self.resumed["logged_steps"]
+            self.resumed = None
+        seed_here(self.seed, "step", trainer.fit_loop.epoch_progress.current.processed, batch_idx, trainer.global_rank)
+
+    def on_validation_start(self, trainer, module):
+        if not trainer.sanity_checking:
+            self.counting = set(counts(module))
+
+    def on_validation_batch_start(self, trainer, module, batch, batch_idx, dataloader_idx=0):
+        seed_here(self.seed, "validation", trainer.global_step, batch_idx, trainer.global_rank)
+
+    def on_save_checkpoint(self, trainer, module, checkpoint):
+        """In all processes: the metrics of each are collected. Only the first writes the file."""
+        stopped_in_validation = trainer.validating
+        correct_counters(checkpoint["loops"]["fit_loop"], stopped_in_validation, trainer.fit_loop.done)
+        metrics = counts(module)
+        if stopped_in_validation:  # it is begun anew: what it has counted so far does not count
+            metrics = {name: count for name, count in metrics.items() if name in self.counting}
+        checkpoint["exact_resume"] = {
+            "metrics": gather(metrics),
+            "logged": {name: value.item() for name, value in trainer.callback_metrics.items()},
+            "logged_steps": None if stopped_in_validation else trainer.fit_loop.epoch_loop._batches_that_stepped,
+        }
+
+    def on_load_checkpoint(self, trainer, module, checkpoint):
+        self.resumed = checkpoint["exact_resume"]
+        metrics = self.resumed["metrics"]
+        if len(metrics) != trainer.world_size:
+            if any(metrics):
+                log.warning(
+                    f"{len(metrics)} processes wrote the checkpoint, {trainer.world_size} go on: what is reported as "
+                    "training loss and accuracy of this epoch is that of its rest"
+                )
+            return
+        modules = dict(module.named_modules())
+        for name, (updates, states) in metrics[trainer.global_rank].items():
+            for state, value in states.items():
+                setattr(modules[name], state, to_device(value, modules[name].device))
+            modules[name]._update_count = updates
+            modules[name]._computed = None
+
+
+def counts(module):
+    """What each torchmetrics.Metric in the module has counted, if anything: name: (updates, {state: value})."""
+    return {
+        name: (metric._update_count, {state: to_device(value, "cpu") for state, value in metric.metric_state.items()})
+        for name, metric in module.named_modules()
+        if isinstance(metric, Metric) and metric._update_count
+    }
+
+
+def to_device(value, device):
+    """value: a tensor, or a list of tensors, as torchmetrics keeps them"""
+    return [part.to(device) for part in value] if isinstance(value, list) else value.to(device)
+
+
+def correct_counters(loop, stopped_in_validation, ended):
+    """Write into the state of Lightning's loop what is true at this moment.
+
+    Lightning looks at four counters (ready, started, processed, completed) to see where a training was stopped.
+    """
+    batches = loop["epoch_loop.batch_progress"]
+    for tracker in (batches["total"], batches["current"]):  # the next batch may be fetched, nothing is done with it
+        done = tracker["completed"]
+        tracker.update(ready=done, started=done, processed=done)
+    if stopped_in_validation:  # one batch started, none processed: then Lightning begins with the validation
+        validation = loop["epoch_loop.val_loop.batch_progress"]
+        validation["total"].update(ready=1, started=1, processed=0, completed=0)
+        validation["current"].update(ready=0, started=0, processed=0, completed=0)
+    else:
+        batches["is_last_batch"] = False
+    if ended:  # with more epochs the training goes on with the next one
+        batches["current"].update(ready=0, started=0, processed=0, completed=0)

@@ -1,0 +1,126 @@
+"""Stop a training that is asked to stop, with nothing lost.
+
+A signal only leaves a note. Between two steps, and once in a validation, the processes compare their notes; if one has
+any, all of them save at the same place. Nothing is saved inside of a signal handler: there, one process would wait for
+others that are in the middle of a step and wait for its gradients.
+
+    USR2                what submitit has Slurm send before the time limit: save, requeue the job, end
+    TERM on Slurm       what comes before a job is killed, for a more urgent one say: save, go on until that happens
+    TERM elsewhere      save, end
+    Ctrl-C              save, end
+"""
+
+import logging
+import os
+import signal
+import sys
+import time
+
+import lightning as L
+
+from src.callbacks.checkpoints import flush
+from src.utils.processes import largest
+
+log = logging.getLogger(__name__)
+
+SAVE, STOP = 1, 2
+SECONDS = 0.5  # between two looks at the others' notes
+
+
+class StopWhenAsked(L.Callback):
+    def __init__(self, checkpoints):
+        self.checkpoints = checkpoints  # the callback that saves
+        self.process = os.getpid()
+        self.note = 0
+        self.signal = None
+        self.requeue = signal.getsignal(signal.SIGUSR2)  # submitit's, if it has started this process
+        self.before = {}
+        self.next_look = 0  # the step
+        self.looked = None  # when, and at which step
+        self.looked_in_validation = False
+        self.listen()
+
+    def listen(self):
+        on_slurm = "SLURM_JOB_ID" in os.environ
+        for number in (signal.SIGUSR2, signal.SIGTERM, *([] if on_slurm else [signal.SIGINT])):
+            handler = signal.signal(number, self.leave_note)
+            self.before.setdefault(number, handler)
+
+    def leave_note(self, number, frame):
+        if os.getpid() != self.process:  # a data worker that was forked and is not yet deaf
+            return
+        save_only = number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ
+        self.note = max(self.note, SAVE if save_only else STOP)
+        self.signal = signal.Signals(number)
+
+    def on_sanity_check_start(self, trainer, module):
+        self.listen()  # Lightning has put a handler for TERM in the place of ours
+
+    def on_train_start(self, trainer, module):
+        self.listen()
+        self.looked = time.monotonic(), trainer.global_step
+        self.next_look = trainer.global_step
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if batch_idx % trainer.accumulate_grad_batches == 0 and trainer.global_step >= self.next_look:
+            self.look(trainer)
+
+    def on_validation_start(self, trainer, module):
+        self.looked_in_validation = trainer.sanity_checking
+
+    def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
+        if self.note and not self.looked_in_validation and trainer.state.fn == "fit":
+            self.looked_in_validation = True  # once: the others look once, too
+            self.look(trainer)
+
+    def on_validation_epoch_end(self, trainer, module):
+        if not self.looked_in_validation and trainer.state.fn == "fit":
+            self.looked_in_validation = True
+            self.look(trainer)
+
+    def look(self, trainer):
+        """Compare notes, and do what they say. All processes call this together."""
+        seconds, step = self.looked
+        pace = (trainer.global_step - step) / max(time.monotonic() - seconds, 1e-6)  # steps a second
+        self.looked = time.monotonic(), trainer.global_step
+        note, steps = largest(self.note, int(pace * SECONDS))
+        if trainer.world_size > 1:  # one process has nobody to ask: it looks in every step
+            self.next_look = trainer.global_step + max(1, steps)
+        if not note:
+            return
+        self.note = 0
+        if trainer.is_global_zero:
+            name = self.signal.name if self.signal else "a signal in another process"
+            log.warning(f"{name}: saving at step {trainer.global_step}")
+        self.checkpoints.save(trainer)
+        if note == STOP:
+            self.stop(trainer)
+
+    def stop(self, trainer):
+        for logger in trainer.loggers:
+            flush(logger)
+        code = 128 + (self.signal or signal.SIGTERM)
+        if callable(self.requeue) and self.requeue is not signal.default_int_handler:
+            if not trainer.is_global_zero:
+                leave(0)  # the first process requeues the job
+            try:
+                self.requeue(signal.SIGUSR2, None)
+            except SystemExit as end:
+                leave(end.code if isinstance(end.code, int) and end.code > 0 else 0)
+            except Exception as error:  # submitit refuses: it was requeued too often
+                log.error(f"the job is not requeued: {error} Go on with: python run.py resume RUN")
+                leave(1)
+        if trainer.is_global_zero:
+            log.warning(f"stopped at step {trainer.global_step}. Go on with: python run.py resume RUN")
+        leave(code)
+
+    def on_train_end(self, trainer, module):
+        for number, handler in self.before.items():  # from here on there is nothing to save
+            signal.signal(number, handler)
+
+
+def leave(code):
+    """End this process at once. The usual way takes everything down in order, and may wait for the others for ever."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,90 @@
+"""Which images are in which batch, and how a batch is fetched: the same however often the training was stopped."""
+
+import signal
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, default_convert
+
+from src.utils.seeds import seed_here
+
+
+class Batches(Sampler):
+    """For each batch of an epoch: this process's share of its indices.
+
+    Everything follows from seed and epoch, so all processes agree without a word, and a training that goes on in the
+    middle of an epoch begins with batch number `start`.
+
+    A batch of all processes together holds the same images whatever their number is: of its images, process `rank`
+    takes number rank, rank + world_size, ... In training each share of a batch has the same size, because DDP
+    averages the gradients of the shares: of the last batch, at most world_size - 1 images are left out, in every epoch
+    others. In evaluation each image counts once and none is left out.
+    """
+
+    def __init__(self, length, batch_size, rank=0, world_size=1, seed=1, train=False, shuffle=False, epoch=0, start=0):
+        self.length = length
+        self.batch_size = batch_size  # of all processes together
+        self.rank = rank
+        self.world_size = world_size
+        self.seed = seed
+        self.train = train
+        self.shuffle = shuffle
+        self.epoch = epoch
+        self.start = {epoch: start}  # in all other epochs: 0
+
+    def set_epoch(self, epoch):  # Lightning calls it
+        self.epoch = epoch
+
+    def share(self, number):
+        """How many images of a batch are this process's."""
+        size = min(self.batch_size, self.length - number * self.batch_size)
+        return size // self.world_size if self.train else len(range(self.rank, size, self.world_size))
+
+    def __len__(self):
+        """Batches in a whole epoch."""
+        batches = -(-self.length // self.batch_size)
+        # There may be fewer images in the last batch than processes.
+        return batches if batches and self.share(batches - 1) else max(0, batches - 1)
+
+    def __iter__(self):
+        """Yields (place, indices): where in the training this is, for the random numbers; int64 (share)."""
+        if self.shuffle:
+            order = torch.randperm(self.length, generator=torch.Generator().manual_seed(self.seed + self.epoch))
+        else:
+            order = torch.arange(self.length)
+        for number in range(self.start.get(self.epoch, 0), len(self)):
+            batch = order[number * self.batch_size : (number + 1) * self.batch_size]
+            place = (self.seed, "fetch", self.epoch, number, self.rank)
+            yield place, batch[self.rank :: self.world_size][: self.share(number)]
+
+
+class Fetched(Dataset):
+    """A data set whose items are whole batches. Whatever is drawn at random while one is fetched is drawn anew there."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, batch):
+        place, indices = batch
+        seed_here(*place)
+        if hasattr(self.dataset, "__getitems__"):  # all of them in one call
+            return default_convert(self.dataset.__getitems__(indices))
+        return default_collate([self.dataset[index] for index in indices.tolist()])
+
+
+def ignore_signals(worker):
+    """Slurm sends its signals to every process of a job. Only the training processes answer them."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def make_loader(dataset, batches, num_workers):
+    """A DataLoader over the batches that the sampler names."""
+    return DataLoader(
+        Fetched(dataset),
+        sampler=batches,
+        batch_size=None,  # an item is a batch already
+        num_workers=num_workers,
+        worker_init_fn=ignore_signals,
+        persistent_workers=num_workers > 0,  # started once, not in every epoch
+        pin_memory=torch.cuda.is_available(),
+    )

@@ -1,0 +1,317 @@
+"""Train, or evaluate, in this process: what every launcher calls.
+
+python src/train.py fit --config laptop --model.arch cnn                          one process
+torchrun --nproc_per_node 2 src/train.py fit --config laptop --run_folder logs/a  two, started by torchrun
+mpirun -n 2 python src/train.py fit --config laptop --run_folder logs/a           or by MPI
+
+run.py describes a job, starts it here or on Slurm, and calls the same train() in it.
+"""
+
+import argparse
+import fcntl
+import logging
+import os
+import socket
+import sys
+import warnings
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from src.launch.ranks import export_ranks  # noqa: E402
+
+export_ranks()  # before Lightning is imported: it asks for the rank at once
+
+import lightning as L  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from lightning.pytorch.callbacks import Timer  # noqa: E402
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment  # noqa: E402
+from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler  # noqa: E402
+from lightning.pytorch.strategies import DDPStrategy  # noqa: E402
+from lightning.pytorch.utilities.model_helpers import is_overridden  # noqa: E402
+from lightning.pytorch.utilities.model_summary import ModelSummary  # noqa: E402
+from lightning.pytorch.utilities.rank_zero import rank_zero_only  # noqa: E402
+
+from src.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, find, newest  # noqa: E402
+from src.callbacks.exact_resume import ExactResume  # noqa: E402
+from src.callbacks.finite_loss import FiniteLoss  # noqa: E402
+from src.callbacks.same_buffers import SameBuffers  # noqa: E402
+from src.callbacks.stop_when_asked import StopWhenAsked  # noqa: E402
+from src.callbacks.tensorboard import TensorBoardPages  # noqa: E402
+from src.config import instantiate, merge, read, settings_of  # noqa: E402
+from src.datasets.batches import Batches  # noqa: E402
+from src.settings import period, seconds  # noqa: E402
+from src.utils.loggers import make_logger, shown_hparams  # noqa: E402
+from src.utils.logs import setup_logging  # noqa: E402
+from src.utils.seeds import weights_checksum  # noqa: E402
+
+log = logging.getLogger("train")
+log_once = rank_zero_only(log.info)  # what is the same in all processes: one of them says it
+
+COMMANDS = ["fit", "validate", "test", "predict"]
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+
+
+def prepare(command, argv) -> str:
+    """What can be done and checked before a job starts: the configuration, the network, the data and weights on disk.
+
+    Returns:
+        the merged configuration, the YAML text that train() takes
+    Raises:
+        ValueError, SystemExit: with one sentence that says what is wrong
+    """
+    text = merge(argv)
+    config = read(text)
+    if command != "fit":
+        find(config.run or "", config.ckpt)
+    parts = instantiate(config)
+    parts.data.prepare_data()
+    return text
+
+
+def train(command, config_text, run_folder):
+    """Run one command in this process, which is one of WORLD_SIZE.
+
+    Args:
+        command: fit, validate, test or predict
+        config_text: what prepare() returned
+        run_folder: where everything is written. If it holds checkpoints, fit goes on from the newest.
+    """
+    setup_logging()
+    config = read(config_text)
+    settings = settings_of(config)
+    run_folder = Path(run_folder).resolve()
+    lock = take(run_folder, config_text) if not settings.fast_dev_run else None  # held until the process ends
+
+    # Lightning's advice to use more workers is for data that is decoded sample by sample.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    L.seed_everything(settings.seed)
+    torch.set_num_threads(threads(settings, config.job))
+    parts = instantiate(config)
+    data, model = parts.data, parts.model
+    data.shuffle = not settings.overfit_batches
+    if hasattr(model, "normalisation"):  # pretrained weights know images that were normalised in their own way
+        data.mean, data.std = model.normalisation
+    attach_optimizer(model, parts.optimizer, parts.lr_scheduler, config.lr_interval)
+
+    checkpoint = newest(run_folder) if command == "fit" else find(config.run, config.ckpt)
+    step = torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"] if checkpoint else 0
+    logger = None
+    if command == "fit" and not settings.fast_dev_run:
+        logger = make_logger(parts.logger, run_folder, shown_hparams(config), step)
+    trainer = make_trainer(settings, run_folder, logger, parts.callbacks, config.trainer)
+    if command == "fit":
+        fit(trainer, model, data, checkpoint, settings, run_folder)
+    else:
+        evaluate(command, trainer, model, data, checkpoint, run_folder)
+    del lock
+
+
+def fit(trainer, model, data, checkpoint, settings, run_folder):
+    """Train to the end, then test."""
+    if checkpoint:
+        log_once(f"going on from {checkpoint}")
+    else:
+        summary = str(ModelSummary(model, max_depth=-1))  # -1: down to the last layer
+        log_once(f"the network\n{summary}")
+        if trainer.is_global_zero and not settings.fast_dev_run:
+            (run_folder / "model_summary.txt").write_text(f"{summary}\n")
+        if settings.init_from:
+            init_weights(model, settings.init_from)
+    trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
+    [metrics] = trainer.test(model, data, verbose=False)
+    numbers = [f"{name.replace('/', ' ')}: {value:.4f}" for name, value in metrics.items()]
+    timer = next(callback for callback in trainer.callbacks if isinstance(callback, Timer))
+    log_once(
+        f"{'    '.join(numbers)}    seconds per epoch: {timer.time_elapsed('train') / max(1, trainer.current_epoch):.2f}"
+    )
+    log.info(f"the weights are {weights_checksum(model)}")  # from every process: they have to be the same in all
+
+
+def evaluate(command, trainer, model, data, checkpoint, run_folder):
+    """validate and test print the metrics; predict writes predictions.npz."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    model.load_state_dict(state["state_dict"])
+    if command == "predict":
+        outputs = trainer.predict(model, data)
+        write_predictions(trainer, data, outputs, run_folder / "predictions.npz")
+        return
+    [metrics] = getattr(trainer, command)(model, data, verbose=False)
+    numbers = [f"{name.replace('/', ' ')}: {value:.4f}" for name, value in metrics.items()]
+    log_once(f"{'    '.join(numbers)}    (checkpoint {checkpoint.name} of step {state['global_step']})")
+
+
+def write_predictions(trainer, data, outputs, path):
+    """Probabilities of all test images, in their order, whatever process predicted which."""
+    from src.utils.processes import close_channel, gather, open_channel
+
+    open_channel()
+    shares = gather(torch.cat(outputs).float().cpu().numpy() if outputs else None)
+    close_channel()
+    if not trainer.is_global_zero:
+        return
+    length, batch_size, world_size = len(data.test_set), data.batch_size, trainer.world_size
+    probabilities = None
+    for rank, share in enumerate(shares):
+        if share is None:
+            continue
+        indices = torch.cat([part for _, part in Batches(length, batch_size, rank, world_size)])
+        if probabilities is None:
+            probabilities = np.zeros((length, *share.shape[1:]), share.dtype)
+        probabilities[indices.numpy()] = share
+    partial = path.with_suffix(".partial.npz")
+    np.savez(partial, probabilities=probabilities, predicted=probabilities.argmax(1), classes=np.array(data.classes))
+    os.replace(partial, path)
+    log.info(f"wrote {path}: probabilities {probabilities.shape}, predicted, classes")
+
+
+def make_trainer(settings, run_folder, logger, callbacks, more):
+    world_size, local_size = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    gpu = settings.accelerator == "gpu" or (settings.accelerator == "auto" and torch.cuda.is_available())
+    if gpu and torch.cuda.device_count() < local_size:
+        sys.exit(f"{local_size} processes on this node need a GPU each, but torch sees {torch.cuda.device_count()}")
+    if settings.batch_size % world_size:
+        below = settings.batch_size // world_size * world_size
+        nearest = f"{below} or {below + world_size}" if below else world_size
+        sys.exit(
+            f"--batch_size {settings.batch_size} cannot be divided among {world_size} processes: "
+            f"the nearest are {nearest}"
+        )
+    checkpoints = Checkpoints(run_folder, settings.checkpoint_every, settings.keep, settings.monitor)
+    validate_every, unit = period(settings.validate_every, "--validate_every")
+    own = [ExactResume(settings.seed), SameBuffers(), FiniteLoss(run_folder)]
+    if not settings.fast_dev_run:
+        own += [checkpoints, StopWhenAsked(checkpoints)]
+    if isinstance(logger, L.pytorch.loggers.TensorBoardLogger):  # the others get the numbers, not the pictures
+        own.append(TensorBoardPages(logger.shown))
+    limits = {"limit_train_batches": settings.limit_train_batches, "limit_val_batches": settings.limit_val_batches}
+    if settings.overfit_batches:
+        limits = dict.fromkeys(limits, settings.overfit_batches)
+    if settings.smoke:
+        limits = dict.fromkeys(limits, 1)
+    profiler = None
+    if settings.profile and rank_zero_only.rank == 0:
+        profiler = PROFILERS[settings.profile](run_folder, "profiler")
+    return L.Trainer(
+        accelerator="gpu" if gpu else "cpu",
+        devices=local_size,
+        num_nodes=world_size // local_size,
+        strategy=DDPStrategy(broadcast_buffers=False) if world_size > 1 else "auto",
+        plugins=[TorchElasticEnvironment() if world_size > 1 else LightningEnvironment(), AtomicCheckpointIO()],
+        precision=settings.precision,
+        sync_batchnorm=settings.sync_batchnorm,
+        use_distributed_sampler=False,  # the datamodule divides the images, and without counting any of them twice
+        max_epochs=1 if settings.smoke else settings.max_epochs,
+        max_steps=settings.max_steps or -1,
+        accumulate_grad_batches=settings.accumulate,
+        gradient_clip_val=settings.gradient_clip,
+        val_check_interval=validate_every if unit == "steps" else None,
+        check_val_every_n_epoch=None if unit == "steps" else validate_every,
+        fast_dev_run=settings.fast_dev_run,
+        **limits,
+        logger=logger or False,
+        # The last counts what the others take.
+        callbacks=[*own, *callbacks, Timer(max_time(settings))],
+        profiler=profiler,
+        enable_checkpointing=False,  # src/callbacks/checkpoints.py does it
+        enable_model_summary=False,  # it is in the log already
+        enable_progress_bar=sys.stdout.isatty(),  # in a log file a progress bar is a thousand lines
+        **more,
+    )
+
+
+def max_time(settings):
+    return {"seconds": seconds(settings.max_time, "--max_time")} if settings.max_time else None
+
+
+def threads(settings, job):
+    """Of each process: its CPUs, less those that its data workers take."""
+    if settings.threads:
+        return settings.threads
+    if job:
+        cpus = job["cpus_per_task"]
+    else:
+        cpus = len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_WORLD_SIZE"])
+    return max(1, cpus - settings.num_workers)
+
+
+def attach_optimizer(model, optimizer, scheduler, interval):
+    """Give the model the optimizer and scheduler of the configuration, unless it makes its own."""
+    if is_overridden("configure_optimizers", model):
+        return
+
+    def configure_optimizers():
+        made = optimizer(model.parameters())
+        if scheduler is None:
+            return made
+        lr_scheduler = scheduler(made)
+        monitor = {"monitor": lr_scheduler.monitor} if hasattr(lr_scheduler, "monitor") else {}
+        return {"optimizer": made, "lr_scheduler": {"scheduler": lr_scheduler, "interval": interval, **monitor}}
+
+    model.configure_optimizers = configure_optimizers
+
+
+def init_weights(model, source):
+    """Begin with the weights of another run, or of a checkpoint file."""
+    path = Path(source)
+    try:
+        path = find(path) if path.is_dir() else find("", path)
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
+    except (FileNotFoundError, RuntimeError) as error:  # another network
+        sys.exit(f"--init_from {source}: {' '.join(str(error).split())[:300]}")
+    log_once(f"beginning with the weights of {path}")
+
+
+def take(run_folder, config_text):
+    """Make the run's folder this process's own, and note the configuration in it. Only the first process does.
+
+    Returns:
+        an open file; the folder is taken as long as it is open
+    """
+    if int(os.environ["RANK"]) != 0:
+        return None
+    run_folder.mkdir(parents=True, exist_ok=True)
+    file = open(run_folder / ".taken", "a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        sys.exit(f"the run folder {run_folder} is in use by {file.read().strip()}: wait for it, or stop it")
+    except OSError:  # a file system without locks
+        log.warning(f"{run_folder} cannot be locked: make sure that no other job writes there")
+    file.truncate(0)
+    file.write(f"job {os.environ.get('SLURM_JOB_ID', '-')}, process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    path = run_folder / "config.yaml"
+    if not path.exists():
+        partial = path.with_suffix(".partial")
+        partial.write_text(config_text)
+        os.replace(partial, path)
+    return file
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("--run_folder", help="where this run is written, and gone on with if it was stopped")
+    parser.add_argument("--prepare", action="store_true", help="only check and prepare; print the configuration")
+    args, argv = parser.parse_known_args()
+    try:
+        text = prepare(args.command, argv) if args.prepare else merge(argv)
+    except (ValueError, FileNotFoundError) as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    if args.prepare:
+        print(text, end="")
+        return
+    if args.run_folder is None:
+        parser.error("--run_folder is missing: all processes have to know the same folder")
+    train(args.command, text, args.run_folder)
+
+
+if __name__ == "__main__":
+    main()

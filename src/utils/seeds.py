@@ -1,0 +1,35 @@
+"""Random numbers that depend on where in the training they are drawn, not on what was drawn before.
+
+Each step, and each batch that is fetched, begins with a seed made from its place. So a training that was stopped goes on
+with the numbers it would have drawn anyway, in each process and each worker, and nothing about them has to be saved.
+"""
+
+import hashlib
+import random
+
+import numpy as np
+import torch
+
+
+def seed_for(*place):
+    """A seed of 63 bits, such as seed_for(seed, "step", epoch, batch, rank). Other places have other seeds."""
+    digest = hashlib.blake2b(repr(place).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def seed_here(*place):
+    """Seed the random numbers of Python, NumPy and torch in this process."""
+    seed = seed_for(*place)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # it takes 32 bits
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed() takes 80 us: it looks for devices of all kinds
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(seed)
+
+
+def weights_checksum(model):
+    """A few letters that are the same only if all weights are, to the last bit."""
+    digest = hashlib.sha256()
+    for values in model.state_dict().values():
+        digest.update(values.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
