@@ -1,0 +1,145 @@
+"""What can go wrong with a job, known before it is submitted. --dry_run shows the checks, a submission asks them.
+
+A check is a function of a Request that returns (level, sentence): OK, WARNING or ERROR. An ERROR is not submitted.
+"""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from src.launch.job import ROOT, megabytes, minutes
+from src.launch.ranks import strays
+
+OK, WARNING, ERROR = "ok", "WARNING", "ERROR"
+FREE_DISK = 5 * 1024**3  # bytes; a checkpoint of a large network alone has some gigabytes
+
+
+def check_place(request):
+    job = request.job
+    if job.cluster != "slurm" and job.nodes > 1:
+        return ERROR, f"--nodes {job.nodes} needs Slurm: --cluster {job.cluster} has this machine only"
+    if job.cluster == "debug" and job.processes > 1:
+        return ERROR, f"--cluster debug is one process, not {job.processes}: take --cluster local, or Slurm"
+    return OK, f"{job.nodes} x {job.tasks_per_node} = {job.processes} processes on --cluster {job.cluster}"
+
+
+def check_devices(request):
+    job = request.job
+    if job.gpus_per_node and job.tasks_per_node != job.gpus_per_node:
+        return ERROR, (
+            f"--tasks_per_node {job.tasks_per_node} does not go with --gpus_per_node {job.gpus_per_node}: "
+            "each process takes one GPU, so leave --tasks_per_node away"
+        )
+    if request.settings.accelerator == "gpu" and not job.gpus_per_node:
+        return ERROR, "--accelerator gpu needs GPUs: ask for them with --gpus_per_node"
+    return OK, "one process a GPU" if job.gpus_per_node else "no GPUs: the processes train on CPUs"
+
+
+def check_cpus(request):
+    cpus, workers = request.job.cpus_per_task, request.settings.num_workers
+    if workers > cpus:
+        return ERROR, f"--num_workers {workers} is more than --cpus_per_task {cpus}: they would wait for each other"
+    if workers == cpus:
+        return WARNING, f"--num_workers {workers} leaves no CPU of --cpus_per_task {cpus} to the training itself"
+    return OK, f"--cpus_per_task {cpus} are enough for the training and --num_workers {workers}"
+
+
+def check_memory(request):
+    job = request.job
+    share = megabytes(job.mem) // job.tasks_per_node
+    level = WARNING if share < 1024 else OK  # torch and Lightning alone take half a gigabyte
+    return level, f"--mem {job.mem} for each node is {share} MB for each of its {job.tasks_per_node} processes"
+
+
+def check_time(request):
+    limit = minutes(request.job.time)
+    hours = f"{limit} minutes" if limit < 120 else f"{limit / 60:.1f} hours"
+    if limit <= 2:
+        return WARNING, f"--time {request.job.time} is {hours}: 90 seconds before the end the job is told to save"
+    return OK, f"--time {request.job.time} is {hours}; then the job is saved and queued again"
+
+
+def check_batch(request):
+    batch_size, processes = request.settings.batch_size, request.job.processes
+    if batch_size % processes:
+        below = batch_size // processes * processes
+        near = f"{below} or {below + processes}" if below else processes
+        return ERROR, f"--batch_size {batch_size} cannot be divided among {processes} processes: the nearest are {near}"
+    return OK, f"--batch_size {batch_size} is {batch_size // processes} for each process"
+
+
+def check_precision(request):
+    precision, accelerator = request.settings.precision, request.settings.accelerator
+    if precision == "16-mixed" and accelerator != "gpu":
+        return ERROR, "--precision 16-mixed needs GPUs (--gpus_per_node): on CPUs take bf16-mixed"
+    return OK, f"--precision {precision} on the {accelerator}"
+
+
+def check_environment(request):
+    """Variables of a job around this shell, and those by which sbatch lets itself be talked out of the script."""
+    sbatch = sorted(key for key in os.environ if key.startswith("SBATCH_"))
+    if sbatch and request.job.cluster == "slurm":
+        return WARNING, f"{', '.join(sbatch)} in your environment: sbatch heeds them more than this script"
+    found = strays(os.environ)
+    if found:
+        names = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+        return WARNING, f"this shell is in a job of its own ({names}): the new job will not see these variables"
+    return OK, "no variables of another job in your environment"
+
+
+def check_container(request):
+    image = request.job.container
+    if not image:
+        return OK, "no container"
+    if "://" not in image and not Path(image).exists():
+        return ERROR, f"--container {image}: there is no such image"
+    if not shutil.which("apptainer") and not shutil.which("singularity"):
+        return ERROR, f"--container {image} needs apptainer, which is not found here: load its module first"
+    return OK, f"the training runs in {image}"
+
+
+def check_disk(request):
+    folder = Path(request.job.log_path)
+    existing = next(path for path in [folder, *folder.parents] if path.exists())
+    try:
+        tempfile.TemporaryFile(dir=existing).close()  # an OSError if it is somebody else's, or no folder
+    except OSError as error:
+        return ERROR, f"cannot write to {folder}: {error.strerror}. Name another folder with --log_path"
+    free = shutil.disk_usage(existing).free
+    if free < FREE_DISK:
+        return WARNING, f"{free / 1024**3:.1f} GiB are free in {folder}: checkpoints may not fit"
+    return OK, f"{free / 1024**3:.0f} GiB are free in {folder}"
+
+
+def check_git(request):
+    try:
+        status = subprocess.run(["git", "-C", ROOT, "status", "--porcelain"], capture_output=True, text=True)
+    except OSError:  # no git
+        return OK, "there is no git to say which code this is"
+    if status.returncode:
+        return OK, "the code is not in git: nothing is kept to say which code this was"
+    if changed := len(status.stdout.splitlines()):
+        return WARNING, f"{changed} files differ from the last commit: the run keeps the difference in changes.patch"
+    return OK, "the code is that of the last commit"
+
+
+CHECKS = [
+    check_place,
+    check_devices,
+    check_cpus,
+    check_memory,
+    check_time,
+    check_batch,
+    check_precision,
+    check_environment,
+    check_container,
+    check_disk,
+    check_git,
+]
+
+
+def run_checks(request):
+    """The (level, sentence) of every check."""
+    return [check(request) for check in CHECKS]

@@ -1,0 +1,103 @@
+"""What a job asks for: nodes, processes, memory, time. Slurm's words, checked before Slurm sees them."""
+
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Job:
+    """The job.
+
+    Args:
+        cluster: local: background processes here; debug: this process; auto: slurm where it is found, else debug
+        nodes: machines
+        gpus_per_node: GPUs on each node
+        tasks_per_node: processes on each node; default: one a GPU, without GPUs one
+        cpus_per_task: CPUs of each process, those that load its data included
+        mem: memory of each node, such as 500M or 4G
+        time: limit, HH:MM:SS or D-HH:MM:SS; a job that reaches it is saved and queued again
+        partition: default: the cluster's
+        account: default: yours
+        qos: quality of service, where the cluster has several
+        constraint: features that the nodes must have, such as a100
+        wckey: label for the accounting, where the cluster asks for one
+        modules: modules to load, such as [gcc/12.2, cuda/12.4]
+        setup: shell commands that run before the training
+        container: image in which the training runs, by apptainer
+        requeues: how often a job that reaches its time limit goes on
+        log_path: folder of the runs; default: logs/ beside run.py
+        name: in the queue; default: the command
+    """
+
+    cluster: Literal["auto", "slurm", "local", "debug"] = "auto"
+    nodes: PositiveInt = 1
+    gpus_per_node: NonNegativeInt = 0
+    tasks_per_node: PositiveInt | None = None
+    cpus_per_task: PositiveInt = 2
+    mem: str = "4G"
+    time: str = "00:10:00"
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    wckey: str | None = None
+    modules: list[str] = field(default_factory=list)
+    setup: list[str] = field(default_factory=list)
+    container: str | None = None
+    requeues: NonNegativeInt = 100
+    log_path: str | None = None
+    name: str | None = None
+
+    def __post_init__(self):
+        megabytes(self.mem)
+        minutes(self.time)
+        if self.name is not None and not re.fullmatch(r"[\w.=-]+", self.name):
+            raise ValueError(f"--name {self.name!r} may hold only letters, digits and _ . = -")
+        self.tasks_per_node = self.tasks_per_node or max(1, self.gpus_per_node)
+        self.log_path = str(Path(self.log_path or ROOT / "logs").expanduser().resolve())
+
+    @property
+    def processes(self):
+        """Of all nodes together."""
+        return self.nodes * self.tasks_per_node
+
+
+def megabytes(text):
+    """500M or 4G in MB. Slurm takes a number without a unit for megabytes, so one is asked for.
+
+    Raises:
+        ValueError: it has no unit, or is no number
+    """
+    match = re.fullmatch(r"([1-9]\d*)([MGT])", text)
+    if not match:
+        raise ValueError(f"--mem {text!r} is not a number with a unit, such as 500M or 4G")
+    return int(match[1]) * {"M": 1, "G": 1024, "T": 1024**2}[match[2]]
+
+
+def minutes(text):
+    """HH:MM:SS or D-HH:MM:SS in minutes, rounded up. A single number is refused: Slurm reads minutes, few mean that.
+
+    Raises:
+        ValueError: it is neither
+    """
+    match = re.fullmatch(r"(?:(\d+)-)?(\d{1,2}):([0-5]\d):([0-5]\d)", text)
+    if not match or not re.search("[1-9]", text):
+        raise ValueError(f"--time {text!r} is not HH:MM:SS or D-HH:MM:SS, such as 00:10:00")
+    days, hours, mins, secs = (int(part or 0) for part in match.groups())
+    return (days * 24 + hours) * 60 + mins + (secs > 0)
+
+
+def find_cluster():
+    """Slurm where sbatch is found and knows a cluster (it may be installed without one); otherwise here."""
+    if shutil.which("sbatch") is None:
+        return "debug"
+    answer = subprocess.run(["sinfo"], capture_output=True, text=True)
+    return "debug" if "Could not establish a configuration source" in answer.stderr else "slurm"

@@ -1,0 +1,133 @@
+"""Which process of how many is this? Whoever started it said so in the environment, each in words of its own.
+
+export_ranks() says it again in the words that torch and Lightning read, torchrun's: RANK, WORLD_SIZE, LOCAL_RANK,
+LOCAL_WORLD_SIZE, GROUP_RANK (the node's number), and MASTER_ADDR, MASTER_PORT, where the processes find each other.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import zlib
+
+# Variables that hold a process's number, how many there are, and both for its node alone. The first that is set counts.
+OPEN_MPI = (
+    ["OMPI_COMM_WORLD_RANK"],
+    ["OMPI_COMM_WORLD_SIZE"],
+    ["OMPI_COMM_WORLD_LOCAL_RANK"],
+    ["OMPI_COMM_WORLD_LOCAL_SIZE"],
+)
+# MPICH and Intel MPI (Hydra), Cray (PALS)
+MPICH = (
+    ["PMI_RANK", "PALS_RANKID", "PMIX_RANK"],
+    ["PMI_SIZE", "PALS_SIZE"],
+    ["MPI_LOCALRANKID", "PALS_LOCAL_RANKID", "PMI_LOCAL_RANK"],
+    ["MPI_LOCALNRANKS", "PALS_LOCAL_SIZE", "PMI_LOCAL_SIZE"],
+)
+SUBMITIT_LOCAL = (
+    ["SUBMITIT_LOCAL_GLOBALID"],
+    ["SUBMITIT_LOCAL_NTASKS"],
+    ["SUBMITIT_LOCAL_LOCALID"],
+    ["SUBMITIT_LOCAL_NTASKS"],
+)
+# What one run of mpirun calls itself, the same in all its processes.
+MPI_JOB = ["PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "PALS_APID", "PMI_JOBID"]
+
+OURS = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"]
+# What a launcher leaves in a shell. Processes that are started from it must not take it for their own.
+LAUNCHERS = ("SLURM_", "SUBMITIT_", "OMPI_COMM_WORLD_", "PMI_", "PMIX_", "PALS_", "MPI_LOCAL", "TORCHELASTIC_")
+KEPT = ("SLURM_CONF", "SLURM_CLUSTERS")  # which cluster, not which job
+
+
+def strays(environment):
+    """The names of variables that belong to the job or the launcher around this shell."""
+    return sorted(key for key in environment if key in OURS or (key.startswith(LAUNCHERS) and key not in KEPT))
+
+
+def first_set(names):
+    """The whole number in the first of these variables that is set, else None."""
+    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), None)
+
+
+def started_by(launcher):
+    """(rank, processes, rank on the node, processes on the node) if this launcher started the process, else None."""
+    rank, size, local_rank, local_size = (first_set(names) for names in launcher)
+    if rank is None or size is None or local_rank is None:
+        return None
+    return rank, size, local_rank, local_size or size
+
+
+def started_by_srun():
+    """The same for a process of srun. SLURM_STEP_NUM_TASKS is srun's own: a batch script has SLURM_PROCID too."""
+    rank, size = first_set(["SLURM_PROCID"]), first_set(["SLURM_STEP_NUM_TASKS"])
+    if rank is None or size is None:
+        return None
+    node = int(os.environ["SLURM_NODEID"])
+    # How many processes on each node: "2(x3),1" is 2,2,2,1.
+    counts = []
+    for part in os.environ["SLURM_STEP_TASKS_PER_NODE"].split(","):
+        count, times = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part).groups()
+        counts += [int(count)] * int(times or 1)
+    return rank, size, int(os.environ["SLURM_LOCALID"]), counts[node]
+
+
+def first_host():
+    """The node of rank 0 in a Slurm job step. In a container there may be no scontrol: then the list is read here."""
+    nodes = os.environ["SLURM_STEP_NODELIST"]  # such as gpu[03-05,9],login1
+    try:
+        names = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, timeout=60)
+        if names.returncode == 0 and names.stdout:
+            return names.stdout.split()[0]
+    except (OSError, subprocess.TimeoutExpired):
+        pass
+    name, number = re.match(r"([^,\[]+)(?:\[([^],-]+))?", nodes).groups()
+    return name + (number or "")
+
+
+def port_of(job):
+    """A port for this text, the same for all who ask: between 20000 and 32000, where Linux gives none to others."""
+    return 20000 + zlib.crc32(job.encode()) % 12000
+
+
+def export_ranks():
+    """Set RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, GROUP_RANK, MASTER_ADDR, MASTER_PORT where they are not set.
+
+    Exits with one sentence when several nodes have no MASTER_ADDR and nobody to ask for it.
+    """
+    srun = None
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:  # torchrun
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        local_rank = int(os.environ.get("LOCAL_RANK", rank))
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    else:
+        srun = None if started_by(SUBMITIT_LOCAL) or started_by(OPEN_MPI) or started_by(MPICH) else started_by_srun()
+        rank, size, local_rank, local_size = (
+            started_by(SUBMITIT_LOCAL) or started_by(OPEN_MPI) or started_by(MPICH) or srun or (0, 1, 0, 1)
+        )
+    found = {
+        "RANK": rank,
+        "WORLD_SIZE": size,
+        "LOCAL_RANK": local_rank,
+        "LOCAL_WORLD_SIZE": local_size,
+        "GROUP_RANK": os.environ["SLURM_NODEID"] if srun else rank // local_size,
+    }
+
+    if size == local_size:
+        found["MASTER_ADDR"] = "127.0.0.1"  # needs no name to be looked up
+    elif srun:
+        found["MASTER_ADDR"] = first_host()
+    elif "MASTER_ADDR" not in os.environ:
+        sys.exit(
+            f"{size} processes on several nodes do not know where to meet: set MASTER_ADDR to the name of the first "
+            "node in all of them, such as mpirun -x MASTER_ADDR=node1 (Open MPI) or -genv MASTER_ADDR node1 (others)"
+        )
+    if srun:
+        # Another for each step and each restart: the port of the one before may not be free yet.
+        parts = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+        found["MASTER_PORT"] = port_of(" ".join(os.environ.get(part, "0") for part in parts))
+    else:
+        found["MASTER_PORT"] = port_of(
+            next((os.environ[name] for name in MPI_JOB if name in os.environ), str(os.getppid()))
+        )
+    for name, value in found.items():
+        os.environ.setdefault(name, str(value))

@@ -1,0 +1,200 @@
+"""The runs in logs/: list them, read their logs, cancel them."""
+
+import contextlib
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+from src.launch.flags import nearest, read_site
+from src.launch.job import ROOT
+from src.launch.slurm import ACTIVE, attempts_of, descendants, process_starts
+
+TIME = "%Y-%m-%d %H:%M:%S"
+
+
+def log_path():
+    """The folder of the runs."""
+    return Path(read_site().get("log_path") or ROOT / "logs").expanduser().resolve()
+
+
+def find_run(name):
+    """The folder of a run: its path, or its name in logs/."""
+    for folder in (Path(name).expanduser(), log_path() / name):
+        if (folder / "run.json").is_file():
+            return folder.resolve()
+    names = [path.parent.name for path in log_path().glob("*/run.json")]
+    near = nearest(name, names)
+    hint = f"did you mean {near}?" if near else "python run.py list names those there are"
+    sys.exit(f"there is no run {name}: {hint}")
+
+
+def only_run(command, argv):
+    """The run that is the command's only word."""
+    if len(argv) != 1 or argv[0].startswith("-"):
+        sys.exit(f"{command} takes one run: python run.py {command} RUN; python run.py list names them")
+    return find_run(argv[0])
+
+
+def read_record(folder):
+    """What run.json says: command, job, submissions."""
+    return json.loads((folder / "run.json").read_text())
+
+
+def config_of(folder):
+    """The configuration of a run."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        sys.exit(f"{folder} holds no config.yaml: it is not a run that can be gone on with")
+    return path
+
+
+def ids_of(records):
+    """The Slurm job ids in these records."""
+    return [submission["id"] for record in records for submission in record["submissions"] if "id" in submission]
+
+
+def result_of(folder, record):
+    """How a run ended that Slurm knows nothing about: by what its processes have left."""
+    if record["submissions"][-1].get("cancelled"):
+        return "CANCELLED"
+    job = record["submissions"][-1]
+    files = list(folder.glob(f"{job.get('id') or job.get('pid')}_*_result.pkl"))
+    if not files:
+        return "ENDED"
+    outcomes = []
+    for file in files:
+        with contextlib.suppress(OSError, pickle.UnpicklingError, EOFError):
+            outcomes.append(pickle.loads(file.read_bytes())[0])
+    return "COMPLETED" if outcomes == ["success"] * len(files) else "FAILED"
+
+
+def is_running(submission, starts):
+    """Whether the process that was started then runs still, and is not another with its number."""
+    return "pid" in submission and starts.get(submission["pid"]) == submission["started"] is not None
+
+
+def describe_run(folder, record, slurm, starts):
+    """One run as a dictionary: state, started, elapsed, attempts."""
+    last = record["submissions"][-1]
+    attempts = [attempt for submission in record["submissions"] for attempt in slurm.get(submission.get("id"), [])]
+    if attempts:
+        return {**attempts[-1], "attempts": len(attempts)}
+    if is_running(last, starts):
+        state, end = "RUNNING", time.time()
+    else:
+        state = result_of(folder, record) if "pid" in last or list(folder.glob("*_result.pkl")) else "UNKNOWN"
+        end = max(path.stat().st_mtime for path in folder.iterdir())
+    seconds = max(0, int(end - datetime.strptime(last["submitted"], TIME).timestamp()))
+    elapsed = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+    return {"state": state, "start": last["submitted"], "elapsed": elapsed, "attempts": len(record["submissions"])}
+
+
+def describe_all(folders):
+    """folder -> describe_run() of each."""
+    records = {folder: read_record(folder) for folder in folders}
+    slurm = attempts_of(ids_of(records.values()))
+    pids = [
+        submission["pid"] for record in records.values() for submission in record["submissions"] if "pid" in submission
+    ]
+    starts = process_starts(pids)
+    return {folder: describe_run(folder, record, slurm, starts) for folder, record in records.items()}
+
+
+def log_file(folder):
+    """The log of the first process, of the newest job in the folder; None without one."""
+    return max(folder.glob("*_0_log.out"), key=lambda path: path.stat().st_mtime, default=None)
+
+
+def progress(folder):
+    """The last epoch's line in the log, else its last line."""
+    path = log_file(folder)
+    if path is None:
+        return ""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 100_000))
+        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    epochs = [line[line.index("epoch: ") :] for line in lines if "epoch: " in line]
+    return (epochs or lines or [""])[-1]
+
+
+def list_(argv):
+    """A table of all runs."""
+    if argv and argv[0].partition("=")[0] != "--log_path":
+        sys.exit("list takes nothing but --log_path FOLDER")
+    parent = Path(argv[0].partition("=")[2] or argv[-1]).resolve() if argv else log_path()
+    described = describe_all(sorted(path.parent for path in parent.glob("*/run.json")))
+    if not described:
+        print(f"no runs in {parent}")
+        return
+    rows = [("run", "state", "name", "command", "processes", "started", "elapsed", "attempts", "progress")]
+    for folder, seen in sorted(described.items(), key=lambda item: item[1]["start"]):
+        record = read_record(folder)
+        job = record["job"]
+        processes = f"{job['nodes']} x {job['tasks_per_node']}"
+        rows.append((folder.name, seen["state"], job["name"], record["command"], processes, seen["start"],
+                     seen["elapsed"], str(seen["attempts"]), progress(folder)))  # fmt: skip
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    columns = shutil.get_terminal_size((240, 24)).columns if sys.stdout.isatty() else 10_000
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()[:columns])
+    print("\nwhat a run used, and what to ask for next time: python run.py report RUN")
+
+
+def log_(argv):
+    """Print the log of a run's first process; -f follows it."""
+    follow = "-f" in argv
+    folder = only_run("log", [word for word in argv if word != "-f"])
+    path = log_file(folder)
+    if path is None and read_record(folder)["job"]["cluster"] == "debug":
+        sys.exit(f"{folder.name} ran in its own terminal (--cluster debug): it has no log file")
+    if path is None and not follow:
+        sys.exit(f"{folder.name} has no log yet: it waits in the queue, see   python run.py list")
+    while path is None:
+        time.sleep(1)
+        path = log_file(folder)
+    errors = path.with_suffix(".err")
+    if not follow:
+        sys.stdout.write(path.read_text(errors="replace"))
+        if errors.exists() and errors.stat().st_size:
+            print(f"there are messages in {os.path.relpath(errors)}", file=sys.stderr)
+        return
+    with contextlib.suppress(KeyboardInterrupt):
+        subprocess.run(["tail", "-n", "+1", "-F", path])
+
+
+def cancel_(argv):
+    """End a run, by Slurm or here."""
+    folder = only_run("cancel", argv)
+    record = read_record(folder)
+    last = record["submissions"][-1]
+    state = describe_all([folder])[folder]["state"]
+    if state not in ACTIVE:
+        print(f"{folder.name} does not run: {state}")
+        return
+    if "id" in last:
+        done = subprocess.run(["scancel", last["id"]], capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"Slurm did not cancel job {last['id']}: {done.stderr.strip()}")
+        print(f"cancelled job {last['id']}, which was {state}")
+        return
+    # The process submitit started, and under it one for each task, each perhaps with its data workers.
+    for pid in reversed(descendants(last["pid"])):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    last["cancelled"] = True
+    (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(f"cancelled {folder.name}: ended process {last['pid']} and those it had started")
+
+
+def refuse_while_running(folder):
+    """resume: two jobs in one folder would overwrite each other's checkpoints."""
+    state = describe_all([folder])[folder]["state"]
+    if state in ACTIVE:
+        sys.exit(f"{folder.name} is {state}: wait until it has ended, or type   python run.py cancel {folder.name}")

@@ -1,0 +1,100 @@
+"""The script for sbatch, and what each of its lines means."""
+
+import shlex
+import shutil
+import sys
+
+from submitit.slurm.slurm import _make_sbatch_string
+
+from src.launch.job import ROOT, minutes
+
+# What the beginning of a line means. Of two that fit, the first.
+MEANINGS = {
+    "#SBATCH --account=": "whose share of the cluster pays",
+    "#SBATCH --constraint=": "features that the nodes must have",
+    "#SBATCH --cpus-per-task=": "CPUs of each process",
+    "#SBATCH --error=": "messages of this script; %j becomes the job id",
+    "#SBATCH --gpus-per-node=": "GPUs on each node",
+    "#SBATCH --hold": "do not start yet: run.py first fills the run's folder, then releases the job",
+    "#SBATCH --job-name=": "the name in the queue",
+    "#SBATCH --mem=": "memory of each node",
+    "#SBATCH --nodes=": "machines",
+    "#SBATCH --ntasks-per-node=": "processes on each machine",
+    "#SBATCH --open-mode=append": "a job that is queued again writes on behind its first log",
+    "#SBATCH --output=": "output of this script",
+    "#SBATCH --partition=": "the part of the cluster",
+    "#SBATCH --qos=": "the quality of service",
+    "#SBATCH --requeue": "queue the job again when it is preempted or a node fails",
+    "#SBATCH --signal=": "the signal that comes so many seconds before the time is up: the job saves, and queues again",
+    "#SBATCH --time=": "the limit, in minutes",
+    "#SBATCH --wckey=": "a label for the accounting",
+    "module load ": "software of this cluster",
+    "export SRUN_CPUS_PER_TASK=": "srun does not take it from above by itself, and would give each process one CPU",
+    "export PYTHONPATH=": "where Python finds src/",
+    "export SUBMITIT_EXECUTOR=": "submitit, which has written this script, asks later what started it",
+    "srun ": "start the processes on all nodes; when one fails, end the others",
+}
+
+
+def container_command(job):
+    """What stands before a command that runs in the job's container: nothing without one."""
+    if not job.container:
+        return []
+    nvidia = ["--nv"] if job.gpus_per_node else []  # with the driver of the GPUs
+    program = "apptainer" if shutil.which("apptainer") or not shutil.which("singularity") else "singularity"
+    return [program, "exec", *nvidia, "--bind", f"{ROOT},{job.log_path}", job.container]
+
+
+def python_command(job):
+    """The Python that runs the training: this one, or the container's."""
+    return [*container_command(job), "python" if job.container else sys.executable]
+
+
+def sbatch_parameters(job):
+    """The job in the names of sbatch, as submitit takes them."""
+    return {
+        "job_name": job.name,
+        "nodes": job.nodes,
+        "ntasks_per_node": job.tasks_per_node,
+        "gpus_per_node": job.gpus_per_node or None,
+        "cpus_per_task": job.cpus_per_task,
+        "mem": job.mem,
+        "time": minutes(job.time),
+        "partition": job.partition,
+        "account": job.account,
+        "qos": job.qos,
+        "constraint": job.constraint,
+        "wckey": job.wckey,  # said in any case: submitit's own default is refused by some clusters
+        "additional_parameters": {"requeue": True, "hold": True},
+        "setup": [
+            *(f"module load {module}" for module in job.modules),
+            *job.setup,
+            "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",
+            f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        ],
+        "srun_args": ["--kill-on-bad-exit=1"],
+    }
+
+
+def explained_script(job, folder):
+    """The script that would be submitted, a comment above each line.
+
+    Args:
+        folder: of the run, with %j for the job id
+    """
+    script = _make_sbatch_string(
+        command=f"{shlex.join(python_command(job))} -u -m submitit.core._submit {shlex.quote(str(folder))}",
+        folder=folder,
+        **sbatch_parameters(job),
+    )
+    lines = []
+    for line in script.splitlines():
+        if line in ("# Parameters", "# setup", "# command"):
+            continue
+        meaning = next((text for start, text in MEANINGS.items() if line.startswith(start)), None)
+        if line in job.setup:
+            meaning = "from your setup"
+        if meaning:
+            lines.append(f"# {meaning}")
+        lines.append(line)
+    return "\n".join(lines)

@@ -1,0 +1,63 @@
+"""Ask Slurm, and the system, which of the jobs run."""
+
+import os
+import subprocess
+from collections import defaultdict
+
+# States of squeue in which a job may still write into its folder.
+ACTIVE = {
+    *("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"),
+    *("REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"),
+}
+
+
+def ask(*command):
+    """The lines that a program of Slurm prints; none where it is not found or refuses."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return []
+    return done.stdout.splitlines() if done.returncode == 0 else []
+
+
+def attempts_of(ids):
+    """Job id -> its attempts, each a dictionary with state, start, elapsed. One call of sacct and one of squeue."""
+    attempts = defaultdict(list)
+    if not ids:
+        return attempts
+    sacct = ["sacct", "-X", "-D", "--noheader", "--parsable2", "--format=JobIDRaw,State,Start,Elapsed"]
+    for line in ask(*sacct, f"--jobs={','.join(ids)}"):
+        job, state, start, elapsed = line.split("|")
+        attempts[job].append({"state": state.split()[0], "start": start.replace("T", " "), "elapsed": elapsed})
+    # The accounting comes a second late: of what is in the queue, the queue knows the truth.
+    for line in ask("squeue", "--me", "--noheader", "--format=%A|%T|%S|%M"):
+        job, state, start, elapsed = line.split("|")
+        if job not in ids:
+            continue
+        known = attempts[job]
+        if known and known[-1]["state"] in ACTIVE:
+            known.pop()
+        known.append({"state": state, "start": start.replace("T", " "), "elapsed": elapsed})
+    return attempts
+
+
+def process_starts(pids):
+    """When each of these processes started, those that run: a pid alone may be another process's by now."""
+    if not pids:
+        return {}
+    ps = ["ps", "-o", "pid=,stat=,lstart=", "-p", ",".join(str(pid) for pid in pids)]
+    lines = subprocess.run(ps, capture_output=True, text=True, env=os.environ | {"LC_ALL": "C"}).stdout.splitlines()
+    rows = [line.split(maxsplit=2) for line in lines]
+    return {int(pid): start for pid, state, start in rows if not state.startswith("Z")}  # Z: it has ended
+
+
+def descendants(pid):
+    """A process and all that it started, parents first."""
+    children = defaultdict(list)
+    for line in subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True).stdout.splitlines():
+        child, parent = map(int, line.split())
+        children[parent].append(child)
+    found = [pid]
+    for one in found:
+        found += children[one]
+    return found
