@@ -7,8 +7,11 @@ optimizer, lr_scheduler, logger, callbacks) is `class_path:` and `init_args:` in
 is enough where this repository, torch or Lightning has it.
 """
 
+import difflib
 import importlib
+import inspect
 import pkgutil
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Literal
@@ -25,9 +28,20 @@ from src.settings import Settings
 
 PRESETS = Path(__file__).parent / "presets"
 
-for package in (src.datasets, src.models):  # so that the classes in them are known by name
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
+KNOWN = {
+    "data": [],
+    "model": [],
+    "optimizer": ["SGD", "Adam", "AdamW", "RMSprop"],
+    "lr_scheduler": ["StepLR", "CosineAnnealingLR", "OneCycleLR", "ReduceLROnPlateau"],
+    "callbacks": ["EarlyStopping", "StochasticWeightAveraging", "LearningRateMonitor"],
+}
+for package, key in ((src.datasets, "data"), (src.models, "model")):  # so that the classes in them are known by name
+    for info in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        for name, thing in vars(module).items():
+            if inspect.isclass(thing) and thing.__module__ == module.__name__:
+                if issubclass(thing, (L.LightningDataModule, L.LightningModule)):
+                    KNOWN[key].append(name)
 
 
 def make_parser():
@@ -44,7 +58,12 @@ def make_parser():
     parser.add_argument("--lr_interval", type=Literal["epoch", "step"], default="epoch", help="of the scheduler")
     parser.add_argument("--logger", type=Literal["tensorboard", "csv", "mlflow", "wandb"] | Logger)
     parser.add_argument("--callbacks", type=list[Callback], default=[], help="besides those that every run has")
-    parser.add_argument("--trainer", type=dict[str, bool | int | float | str], default={}, help="more for Lightning's Trainer, such as benchmark")
+    parser.add_argument(
+        "--trainer",
+        type=dict[str, bool | int | float | str],
+        default={},
+        help="more for Lightning's Trainer, such as benchmark",
+    )
     parser.set_defaults(
         {
             "data": {"class_path": "src.datasets.mnist.MNIST"},
@@ -81,7 +100,7 @@ def merge(argv) -> str:
     try:
         config = parser.parse_args(argv)
     except ArgumentError as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        raise ValueError(one_sentence(error)) from error
     settings_of(config)  # checks what goes beyond types
     config.pop("config", None)
     return parser.dump(config)
@@ -97,3 +116,27 @@ def instantiate(config):
     if config.scale_lr:
         config.optimizer.init_args.lr *= config.batch_size / config.scale_lr
     return make_parser().instantiate_classes(config)
+
+
+def one_sentence(error):
+    """jsonargparse tells all that it tried. This is the part that helps."""
+    text = " ".join(str(error).split())
+    key, reason = re.fullmatch(r'(?:Parser key "(.*?)": )?(.*)', text).groups()
+    if unknown := re.search(r"class_path '(\S+)': Option '(\S+)' is not accepted", reason):
+        path, option = unknown.groups()
+        package, name = path.rsplit(".", 1)
+        options = list(inspect.signature(getattr(importlib.import_module(package), name)).parameters)
+        near = difflib.get_close_matches(option, options) or options
+        return f"--{key}.{option}: {name} has no {option}, but {', '.join(near)}"
+    if unknown := re.search(r"Expected a dot import path string: (\S+)", reason):
+        if "float" not in reason:
+            near = difflib.get_close_matches(unknown[1], KNOWN.get(key, []), cutoff=0.3) or KNOWN.get(key, [])
+            known = f": {', '.join(near)}, or a path such as src.models.mine.Mine" if near else ""
+            return f"--{key} {unknown[1]}: there is no class of this name. It takes the name of a class{known}"
+    if unknown := re.search(r"unrecognized arguments: (--\S+)", reason):
+        flags = [action.option_strings[0] for action in make_parser()._actions if action.option_strings]
+        near = difflib.get_close_matches(unknown[1].split("=")[0], flags)
+        return f"there is no flag {unknown[1]}{': did you mean ' + ' or '.join(near) + '?' if near else ''}"
+    if "Errors: - " in reason:
+        reason = reason.rsplit("Errors: - ", 1)[1].split(" - Expected a ")[0].split(" Given value type")[0]
+    return f"--{key}: {reason}" if key else reason

@@ -54,6 +54,13 @@ log_once = rank_zero_only(log.info)  # what is the same in all processes: one of
 COMMANDS = ["fit", "validate", "test", "predict"]
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
+NOT_FOR_THE_READER = [
+    "does not have many workers",  # is for data that is decoded sample by sample
+    "The `srun` command is available",  # whoever started this process has said how many there are
+    ".isinstance\\(treespec, LeafSpec\\)",  # Lightning's own
+    "`broadcast_buffers` is deprecated",  # its successor is not in all versions of torch that we support
+]
+
 
 def prepare(command, argv) -> str:
     """What can be done and checked before a job starts: the configuration, the network, the data and weights on disk.
@@ -86,8 +93,8 @@ def train(command, config_text, run_folder):
     run_folder = Path(run_folder).resolve()
     lock = take(run_folder, config_text) if not settings.fast_dev_run else None  # held until the process ends
 
-    # Lightning's advice to use more workers is for data that is decoded sample by sample.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    for message in NOT_FOR_THE_READER:
+        warnings.filterwarnings("ignore", message=f".*{message}")
     L.seed_everything(settings.seed)
     torch.set_num_threads(threads(settings, config.job))
     parts = instantiate(config)

@@ -150,7 +150,9 @@ def find(run, which="last"):
     else:
         path = Path(run) / "checkpoints/best.ckpt" if which == "best" else Path(which)
     if path is None or not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {'' if path is None else path} of the run {run}".replace("  ", " "))
+        raise FileNotFoundError(
+            f"there is no checkpoint {'' if path is None else path} of the run {run}".replace("  ", " ")
+        )
     if not is_complete(path):
         raise FileNotFoundError(f"the checkpoint {path} is damaged")
     return path

@@ -26,9 +26,7 @@ class DataModule(L.LightningDataModule):
     shape = None  # of an image: [channels, height, width]
     classes = None  # their names, in the order of the labels
 
-    def __init__(
-        self, batch_size: int = 64, num_workers: int = 0, seed: int = 1, data_dir: str | None = None
-    ) -> None:
+    def __init__(self, batch_size: int = 64, num_workers: int = 0, seed: int = 1, data_dir: str | None = None) -> None:
         """Settings; the flags of the same names say what they are.
 
         Args:

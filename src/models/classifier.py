@@ -133,7 +133,7 @@ class Classifier(L.LightningModule):
     def on_train_epoch_end(self):  # runs after the epoch's validation
         self.log("train/loss", self.train_loss)
         self.log("train/accuracy", self.train_accuracy)
-        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], rank_zero_only=True)
         columns = {
             "training loss": "train/loss",
             "training accuracy": "train/accuracy",

@@ -1,6 +1,8 @@
 """The networks that can be chosen by name."""
 
+import difflib
 import math
+import sys
 
 from torch import nn
 from torchvision import models
@@ -39,6 +41,15 @@ def make_network(arch, stem, pretrained, shape, num_classes):
             nn.ReLU(),
             nn.Linear(64, num_classes),
         )
+    known = models.list_models(module=models)
+    if arch not in known:
+        near = difflib.get_close_matches(arch, ["mlp", "mlp_wide", "cnn", *known], cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else "it is mlp, mlp_wide, cnn or one of torchvision's"
+        sys.exit(f"there is no network {arch!r}: {hint}")
+    if stem == "cifar" and "resnet" not in arch and "resnext" not in arch:
+        sys.exit(f"stem cifar is for ResNets, such as resnet18, not for {arch}")
+    if stem == "cifar" and pretrained:
+        sys.exit("stem cifar and pretrained do not go together: the weights come with the imagenet stem")
     return make_torchvision_network(arch, stem, pretrained, shape, num_classes)
 
 
