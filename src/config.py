@@ -39,9 +39,9 @@ for package, key in ((src.datasets, "data"), (src.models, "model")):  # so that 
     for info in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{info.name}")
         for name, thing in vars(module).items():
-            if inspect.isclass(thing) and thing.__module__ == module.__name__:
-                if issubclass(thing, (L.LightningDataModule, L.LightningModule)):
-                    KNOWN[key].append(name)
+            ours = inspect.isclass(thing) and thing.__module__ == module.__name__
+            if ours and issubclass(thing, (L.LightningDataModule, L.LightningModule)):
+                KNOWN[key].append(name)
 
 
 def make_parser():
@@ -128,11 +128,11 @@ def one_sentence(error):
         options = list(inspect.signature(getattr(importlib.import_module(package), name)).parameters)
         near = difflib.get_close_matches(option, options) or options
         return f"--{key}.{option}: {name} has no {option}, but {', '.join(near)}"
-    if unknown := re.search(r"Expected a dot import path string: (\S+)", reason):
-        if "float" not in reason:
-            near = difflib.get_close_matches(unknown[1], KNOWN.get(key, []), cutoff=0.3) or KNOWN.get(key, [])
-            known = f": {', '.join(near)}, or a path such as src.models.mine.Mine" if near else ""
-            return f"--{key} {unknown[1]}: there is no class of this name. It takes the name of a class{known}"
+    unknown = re.search(r"Expected a dot import path string: (\S+)", reason)
+    if unknown and "float" not in reason:
+        near = difflib.get_close_matches(unknown[1], KNOWN.get(key, []), cutoff=0.3) or KNOWN.get(key, [])
+        known = f": {', '.join(near)}, or a path such as src.models.mine.Mine" if near else ""
+        return f"--{key} {unknown[1]}: there is no class of this name. It takes the name of a class{known}"
     if unknown := re.search(r"unrecognized arguments: (--\S+)", reason):
         flags = [action.option_strings[0] for action in make_parser()._actions if action.option_strings]
         near = difflib.get_close_matches(unknown[1].split("=")[0], flags)

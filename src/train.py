@@ -132,9 +132,8 @@ def fit(trainer, model, data, checkpoint, settings, run_folder):
     [metrics] = trainer.test(model, data, verbose=False)
     numbers = [f"{name.replace('/', ' ')}: {value:.4f}" for name, value in metrics.items()]
     timer = next(callback for callback in trainer.callbacks if isinstance(callback, Timer))
-    log_once(
-        f"{'    '.join(numbers)}    seconds per epoch: {timer.time_elapsed('train') / max(1, trainer.current_epoch):.2f}"
-    )
+    seconds_per_epoch = timer.time_elapsed("train") / max(1, trainer.current_epoch)
+    log_once(f"{'    '.join(numbers)}    seconds per epoch: {seconds_per_epoch:.2f}")
     log.info(f"the weights are {weights_checksum(model)}")  # from every process: they have to be the same in all
 
 
@@ -238,10 +237,8 @@ def threads(settings, job):
     """Of each process: its CPUs, less those that its data workers take."""
     if settings.threads:
         return settings.threads
-    if job:
-        cpus = job["cpus_per_task"]
-    else:
-        cpus = len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_WORLD_SIZE"])
+    here = len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_WORLD_SIZE"])
+    cpus = job["cpus_per_task"] if job else here
     return max(1, cpus - settings.num_workers)
 
 
@@ -281,7 +278,7 @@ def take(run_folder, config_text):
     if int(os.environ["RANK"]) != 0:
         return None
     run_folder.mkdir(parents=True, exist_ok=True)
-    file = open(run_folder / ".taken", "a+")
+    file = open(run_folder / ".taken", "a+")  # noqa: SIM115 (it stays open)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

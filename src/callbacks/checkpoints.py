@@ -42,7 +42,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpoints(L.Callback):
-    """Writes checkpoints/step=<steps>.ckpt in the run's folder every so often and at the end, best.ckpt if that is kept.
+    """Writes checkpoints/step=<steps>.ckpt in the run's folder every so often and at the end, and best.ckpt.
 
     Each holds everything that is needed to go on, see exact_resume.py.
     """
@@ -145,10 +145,8 @@ def find(run, which="last"):
     Raises:
         FileNotFoundError: with one sentence that says what is missing
     """
-    if which == "last":
-        path = newest(run)
-    else:
-        path = Path(run) / "checkpoints/best.ckpt" if which == "best" else Path(which)
+    named = Path(run) / "checkpoints/best.ckpt" if which == "best" else Path(which)
+    path = newest(run) if which == "last" else named
     if path is None or not path.is_file():
         raise FileNotFoundError(
             f"there is no checkpoint {'' if path is None else path} of the run {run}".replace("  ", " ")

@@ -58,7 +58,7 @@ class Batches(Sampler):
 
 
 class Fetched(Dataset):
-    """A data set whose items are whole batches. Whatever is drawn at random while one is fetched is drawn anew there."""
+    """A data set whose items are whole batches. What is drawn at random to fetch one depends on the batch alone."""
 
     def __init__(self, dataset):
         self.dataset = dataset

@@ -20,7 +20,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from src.launch.job import ROOT, Job
 from src.settings import Settings
 
-SECTIONS = ["model", "data", "optimizer", "lr_scheduler", "logger", "callbacks", "trainer"]
+SECTIONS = ["model", "data", "optimizer", "lr_scheduler", "lr_interval", "logger", "callbacks", "trainer"]
 JOB_KEYS = [field.name for field in fields(Job)]
 SETTINGS_KEYS = [field.name for field in fields(Settings)]
 OWN_FLAGS = {"dry_run": bool, "config": str, "ckpt": str}
@@ -178,6 +178,11 @@ def read_site():
     return check_types(content, path)
 
 
+def log_path():
+    """The folder of the runs, where no flag says otherwise."""
+    return Path(read_site().get("log_path") or ROOT / "logs").expanduser().resolve()
+
+
 def check_types(values, path=None):
     """The values in their types. path: of the file in which they stand; None: they are flags."""
     parser = make_parser()
@@ -199,8 +204,8 @@ def parse(argv, stored_config=None, stored_job=None):
 
     Args:
         argv: the flags
-        stored_config: config.yaml of the run that is repeated or resumed; it comes before all other config files
-        stored_job: that run's job, as a dictionary
+        stored_config: config.yaml of the run that is evaluated, repeated or resumed; all other config files win over it
+        stored_job: the job of the run that is repeated or resumed, as a dictionary
     """
     pairs = split_flags(argv)
     configs = [find_config(value) for name, value in pairs if name == "config"]
@@ -214,6 +219,8 @@ def parse(argv, stored_config=None, stored_job=None):
         job |= check_types(job_part, path)
         settings |= check_types(settings_part, path)
     typed = check_types(flags)
+    if "gpus_per_node" in typed:
+        job.pop("tasks_per_node", None)  # what fitted the GPUs that a file or a run before had
     job |= {name: value for name, value in typed.items() if name in JOB_KEYS}
     settings |= {name: value for name, value in typed.items() if name in SETTINGS_KEYS}
     try:

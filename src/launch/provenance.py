@@ -1,10 +1,15 @@
 """Which code was this? The commit and the difference to it, in the folder of each run."""
 
+import re
 import subprocess
+from pathlib import Path
 
 from src.launch.job import ROOT
 
-LARGEST = 100_000  # bytes; a new file that is larger is named, not kept
+# New files that git does not know yet are kept if they look like code: a list of passwords must not get into a log.
+CODE = {".py", ".sh", ".yaml", ".yml", ".toml", ".cfg", ".md", ".c", ".cpp", ".cu", ".h"}
+SECRET = re.compile(r"secret|token|passw|credential|private|api_?key", re.IGNORECASE)
+LARGEST = 100_000  # bytes
 
 
 def git(*arguments):
@@ -17,13 +22,17 @@ def git(*arguments):
     return None if done.returncode > 1 else done.stdout.decode(errors="replace")
 
 
-def is_text(path):
-    """Small and text: worth keeping."""
-    return path.is_file() and path.stat().st_size <= LARGEST and b"\0" not in path.read_bytes()
+def is_code(name):
+    """Whether a new file is kept."""
+    path = ROOT / name
+    known = path.suffix in CODE and not SECRET.search(name) and not path.name.startswith(".")
+    return known and path.is_file() and path.stat().st_size <= LARGEST
 
 
 def store(folder, job_id=""):
     """Write git.txt and changes.patch into a run's folder. Without git: nothing.
+
+    `git apply changes.patch` in the commit that git.txt names brings the code back.
 
     Args:
         job_id: of a run that goes on: the files get it in their names, those of its beginning stay
@@ -32,20 +41,20 @@ def store(folder, job_id=""):
     if not commit:
         return
     end = f"-{job_id}" if job_id else ""
-    # Relative to the top of the repository, so that `git apply changes.patch` there brings the code back.
-    patch = git("diff", "HEAD", "--", ".") or ""
-    new = (git("ls-files", "--others", "--exclude-standard") or "").splitlines()
+    patch = git("diff", "--relative", "HEAD") or ""
     left_out = []
-    for name in new:
-        if is_text(ROOT / name):
+    for name in (git("ls-files", "-z", "--others", "--exclude-standard") or "").split("\0"):
+        if not name or Path(ROOT, name).is_relative_to(folder.parent):  # other runs
+            continue
+        if is_code(name):
             patch += git("diff", "--no-index", "--", "/dev/null", name) or ""
         else:
             left_out.append(name)
     lines = [
         f"commit: {commit.strip()}",
         f"branch: {(git('rev-parse', '--abbrev-ref', 'HEAD') or '').strip()}",
-        f"changed since: {'yes, see changes' + end + '.patch' if patch or left_out else 'no'}",
-        *(f"new, not kept (large or no text): {name}" for name in left_out),
+        f"changed since: {f'yes, see changes{end}.patch' if patch else 'no'}",
+        *(f"new, but not kept: {name}" for name in left_out[:100]),
     ]
     (folder / f"git{end}.txt").write_text("\n".join(lines) + "\n")
     if patch:

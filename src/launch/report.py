@@ -5,7 +5,7 @@ import re
 import sys
 
 from src.launch.job import megabytes, minutes
-from src.launch.runs import read_record
+from src.launch.runs import clock, read_record
 from src.launch.slurm import ask
 
 FIELDS = ["JobIDRaw", "State", "ElapsedRaw", "TotalCPU", "MaxRSS", "AllocCPUS", "TimelimitRaw", "ReqMem", "NTasks"]
@@ -53,9 +53,7 @@ def print_report(folder):
     rows = [dict(zip(FIELDS, line.split("|"), strict=True)) for line in ask(*sacct)]
     jobs = [row for row in rows if "." not in row["JobIDRaw"]]
     if not jobs:
-        sys.exit(
-            f"Slurm has no accounting of job {ids[-1]} yet, or none at all on this cluster: a new job takes some seconds"
-        )
+        sys.exit(f"Slurm has no accounting of job {ids[-1]}: of a new job it comes late, and not every cluster has one")
 
     steps = [row for row in rows if re.search(r"\.\d+$", row["JobIDRaw"])]  # srun's: not the batch script
     elapsed = sum(int(row["ElapsedRaw"]) for row in jobs)
@@ -79,10 +77,6 @@ def print_report(folder):
     print(f"- {time_advice(job, jobs, longest)}")
 
 
-def clock(seconds):
-    return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-
-
 def cpu_advice(job, busy):
     if not busy:
         return "CPUs: nothing was measured, the job was too short or did not end by itself."
@@ -90,7 +84,7 @@ def cpu_advice(job, busy):
     if wanted < job["cpus_per_task"]:
         return f"--cpus_per_task {wanted}: {busy:.1f} of {job['cpus_per_task']} CPUs were busy."
     if busy > 0.9 * job["cpus_per_task"]:
-        return f"CPUs: all {job['cpus_per_task']} were busy, more of them may make it faster: try --cpus_per_task {2 * job['cpus_per_task']}."
+        return f"--cpus_per_task {2 * job['cpus_per_task']} may be faster: all {job['cpus_per_task']} CPUs were busy."
     return f"--cpus_per_task {job['cpus_per_task']} was right: {busy:.1f} were busy."
 
 

@@ -4,24 +4,21 @@ import contextlib
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from datetime import datetime
 from pathlib import Path
 
-from src.launch.flags import nearest, read_site
-from src.launch.job import ROOT
+from src.launch.flags import log_path, nearest
 from src.launch.slurm import ACTIVE, attempts_of, descendants, process_starts
+from src.launch.submit import write_end
 
 TIME = "%Y-%m-%d %H:%M:%S"
-
-
-def log_path():
-    """The folder of the runs."""
-    return Path(read_site().get("log_path") or ROOT / "logs").expanduser().resolve()
 
 
 def find_run(name):
@@ -60,28 +57,28 @@ def ids_of(records):
     return [submission["id"] for record in records for submission in record["submissions"] if "id" in submission]
 
 
-def result_of(folder, record):
+def outcome_of(folder, submission):
     """How a run ended that Slurm knows nothing about: by what its processes have left."""
-    if record["submissions"][-1].get("cancelled"):
-        return "CANCELLED"
-    job = record["submissions"][-1]
-    files = list(folder.glob(f"{job.get('id') or job.get('pid')}_*_result.pkl"))
+    if "outcome" in submission:
+        return submission["outcome"]
+    files = list(folder.glob(f"{submission.get('id') or submission.get('pid')}_*_result.pkl"))
     if not files:
-        return "ENDED"
-    outcomes = []
-    for file in files:
-        with contextlib.suppress(OSError, pickle.UnpicklingError, EOFError):
-            outcomes.append(pickle.loads(file.read_bytes())[0])
-    return "COMPLETED" if outcomes == ["success"] * len(files) else "FAILED"
+        here = submission.get("host", "") == socket.gethostname()
+        return "ENDED" if here else f"UNKNOWN (on {submission.get('host', 'Slurm')})"
+    # Each is a pickled pair: "success" or "error", and what the process returned or said.
+    succeeded = [pickle.loads(file.read_bytes())[0] == "success" for file in files]
+    return "COMPLETED" if all(succeeded) else "FAILED"
 
 
 def is_running(submission, starts):
     """Whether the process that was started then runs still, and is not another with its number."""
-    return "pid" in submission and starts.get(submission["pid"]) == submission["started"] is not None
+    if submission.get("host") != socket.gethostname() or "outcome" in submission:
+        return False
+    return submission["started"] is not None and starts.get(submission["pid"]) == submission["started"]
 
 
 def describe_run(folder, record, slurm, starts):
-    """One run as a dictionary: state, started, elapsed, attempts."""
+    """One run as a dictionary: state, start, elapsed, attempts."""
     last = record["submissions"][-1]
     attempts = [attempt for submission in record["submissions"] for attempt in slurm.get(submission.get("id"), [])]
     if attempts:
@@ -89,11 +86,17 @@ def describe_run(folder, record, slurm, starts):
     if is_running(last, starts):
         state, end = "RUNNING", time.time()
     else:
-        state = result_of(folder, record) if "pid" in last or list(folder.glob("*_result.pkl")) else "UNKNOWN"
+        state = outcome_of(folder, last)
         end = max(path.stat().st_mtime for path in folder.iterdir())
-    seconds = max(0, int(end - datetime.strptime(last["submitted"], TIME).timestamp()))
-    elapsed = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+    if "ended" in last:
+        end = datetime.strptime(last["ended"], TIME).timestamp()
+    elapsed = clock(max(0, end - datetime.strptime(last["submitted"], TIME).timestamp()))
     return {"state": state, "start": last["submitted"], "elapsed": elapsed, "attempts": len(record["submissions"])}
+
+
+def clock(seconds):
+    """Seconds as HH:MM:SS."""
+    return f"{int(seconds) // 3600:02}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
 
 
 def describe_all(folders):
@@ -120,8 +123,8 @@ def progress(folder):
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 100_000))
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-    epochs = [line[line.index("epoch: ") :] for line in lines if "epoch: " in line]
-    return (epochs or lines or [""])[-1]
+    epochs = [match[0] for line in lines if (match := re.search(r"epoch: \d+/\d+.*", line))]
+    return re.sub(" {2,}", ", ", (epochs or lines or [""])[-1])
 
 
 def list_(argv):
@@ -188,8 +191,7 @@ def cancel_(argv):
     for pid in reversed(descendants(last["pid"])):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    last["cancelled"] = True
-    (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_end(folder, "CANCELLED")
     print(f"cancelled {folder.name}: ended process {last['pid']} and those it had started")
 
 
@@ -198,3 +200,5 @@ def refuse_while_running(folder):
     state = describe_all([folder])[folder]["state"]
     if state in ACTIVE:
         sys.exit(f"{folder.name} is {state}: wait until it has ended, or type   python run.py cancel {folder.name}")
+    if state.startswith("UNKNOWN"):
+        sys.exit(f"whether {folder.name} still runs cannot be seen from here: its state is {state}")

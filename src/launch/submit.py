@@ -17,6 +17,7 @@ import submitit
 from submitit.helpers import DelayedSubmission
 
 from src.launch import provenance
+from src.launch.flags import log_path
 from src.launch.job import ROOT, minutes
 from src.launch.ranks import export_ranks, strays
 from src.launch.script import python_command, sbatch_parameters
@@ -100,7 +101,10 @@ def prepare(command, request):
     if request.job.cluster == "debug":  # the process that trains: torch is imported once
         from src.train import prepare
 
-        return prepare(command, arguments[1:])
+        try:
+            return prepare(command, arguments[1:])
+        except (ValueError, FileNotFoundError) as error:
+            sys.exit(str(error))
     train = [*python_command(request.job), str(ROOT / "src/train.py"), *arguments, "--prepare"]
     done = subprocess.run(train, stdout=subprocess.PIPE, text=True)
     if done.returncode:
@@ -114,9 +118,26 @@ def write_record(folder, command, request, **this_time):
     record = json.loads(path.read_text()) if path.exists() else {"command": command, "submissions": []}
     record["job"] = dataclasses.asdict(request.job)
     record["submissions"].append({"submitted": f"{datetime.now():%Y-%m-%d %H:%M:%S}", **this_time})
+    write_json(path, record)
+
+
+def write_end(folder, outcome):
+    """Note in run.json how the last submission ended, where nobody else does."""
+    record = json.loads((folder / "run.json").read_text())
+    record["submissions"][-1] |= {"ended": f"{datetime.now():%Y-%m-%d %H:%M:%S}", "outcome": outcome}
+    write_json(folder / "run.json", record)
+
+
+def write_json(path, content):
+    """All of it or nothing: run.py list may be reading."""
     new = path.with_suffix(".new")
-    new.write_text(json.dumps(record, indent=2) + "\n")
-    new.replace(path)  # all of it or nothing: run.py list may be reading
+    new.write_text(json.dumps(content, indent=2) + "\n")
+    new.replace(path)
+
+
+def this_process(pid):
+    """What tells this process from another with its number, later or on another machine."""
+    return {"pid": pid, "started": process_starts([pid]).get(pid), "host": socket.gethostname()}
 
 
 def submit(command, request, folder=None):
@@ -128,18 +149,24 @@ def submit(command, request, folder=None):
     Path(job.log_path).mkdir(parents=True, exist_ok=True)
     if job.cluster == "slurm":
         return submit_to_slurm(command, config, request, folder)
+    goes_on = folder is not None
     folder = folder or make_folder(job)
     (folder / "config.yaml").write_text(config)
     if job.cluster == "local":
-        return submit_here(command, config, request, folder)
+        return submit_here(command, config, request, folder, goes_on)
 
     print(f"run {folder.name}    {os.path.relpath(folder)}", flush=True)
-    provenance.store(folder)
-    write_record(folder, command, request, pid=os.getpid(), started=process_starts([os.getpid()])[os.getpid()])
+    provenance.store(folder, os.getpid() if goes_on else "")
+    write_record(folder, command, request, **this_process(os.getpid()))
     export_ranks()
     from src.train import train
 
-    train(command, config, folder)
+    outcome = "FAILED"
+    try:
+        train(command, config, folder)
+        outcome = "COMPLETED"
+    finally:
+        write_end(folder, outcome)
 
 
 def submit_to_slurm(command, config, request, folder):
@@ -163,15 +190,19 @@ def submit_to_slurm(command, config, request, folder):
         for link in parent.glob(".submission_file_*"):  # what submitit leaves behind, links to the scripts
             if link.is_symlink():
                 link.unlink(missing_ok=True)
-    new_folder = submitted.paths.folder
-    (new_folder / "config.yaml").write_text(config)
-    provenance.store(new_folder, submitted.job_id if folder else "")
-    write_record(new_folder, command, request, id=submitted.job_id)
-    subprocess.run(["scontrol", "release", submitted.job_id], check=True)
-    print_next(submitted.job_id if not folder else folder.name, new_folder)
+    job_id, new_folder = submitted.job_id, submitted.paths.folder
+    try:
+        (new_folder / "config.yaml").write_text(config)
+        provenance.store(new_folder, job_id if folder else "")
+        write_record(new_folder, command, request, id=job_id)
+        subprocess.run(["scontrol", "release", job_id], check=True)
+    except BaseException:  # Ctrl-C too: a job that nobody releases would wait for ever
+        subprocess.run(["scancel", job_id])
+        raise
+    print_next(new_folder)
 
 
-def submit_here(command, config, request, folder):
+def submit_here(command, config, request, folder, goes_on):
     """Start processes in the background of this machine."""
     job = request.job
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -179,18 +210,18 @@ def submit_here(command, config, request, folder):
     executor.update_parameters(
         tasks_per_node=job.tasks_per_node, gpus_per_node=job.gpus_per_node, timeout_min=minutes(job.time)
     )
-    provenance.store(folder)
     submitted = executor.submit(Run(command, config, str(folder), free_port()))
-    for link in folder.glob(".submission_file_*"):
-        link.unlink(missing_ok=True)
     pid = int(submitted.job_id)
-    write_record(folder, command, request, pid=pid, started=process_starts([pid]).get(pid))
-    print_next(folder.name, folder)
+    write_record(folder, command, request, **this_process(pid))
+    provenance.store(folder, pid if goes_on else "")
+    print_next(folder)
 
 
-def print_next(name, folder):
+def print_next(folder):
     """What to type next."""
-    print(f"run {name}    {os.path.relpath(folder)}")
+    known = folder.parent == log_path()
+    name = folder.name if known else os.path.relpath(folder)
+    print(f"run {folder.name}    {os.path.relpath(folder)}")
     print(f"follow the log      python run.py log {name} -f")
-    print("see all runs        python run.py list")
+    print(f"see all runs        python run.py list{'' if known else f' --log_path {os.path.relpath(folder.parent)}'}")
     print(f"open TensorBoard    tensorboard --logdir {os.path.relpath(folder.parent)}")

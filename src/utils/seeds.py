@@ -1,7 +1,7 @@
 """Random numbers that depend on where in the training they are drawn, not on what was drawn before.
 
-Each step, and each batch that is fetched, begins with a seed made from its place. So a training that was stopped goes on
-with the numbers it would have drawn anyway, in each process and each worker, and nothing about them has to be saved.
+Each step, and each batch that is fetched, begins with a seed made from its place. So a training that was stopped goes
+on with the numbers it would have drawn anyway, in each process and each worker, and nothing of them has to be saved.
 """
 
 import hashlib
