@@ -382,8 +382,9 @@ def test_on_slurm(lesson, cluster, tmp_path):
     flags = "--cluster slurm --max_epochs 1 --log_path logs/slurm"
     one = cluster.run(f"{python} run.py {flags}", lesson.folder, check=True).stdout
     two = cluster.run(f"{python} run.py --lr 1e-4 1e-3 {flags}", lesson.folder, check=True).stdout
-    refused = cluster.run(f"{python} run.py {flags} --partition nowhere --lr 1 2", lesson.folder)
-    assert refused.returncode != 0 and "nothing was submitted" in refused.stderr
+    for refused in ("--partition nowhere --lr 1 2", "--cpus_per_task 99"):
+        done = cluster.run(f"{python} run.py {flags} {refused}", lesson.folder)
+        assert done.returncode != 0 and "nothing was submitted" in done.stderr
     jobs = re.findall(r"^job (\S+)    (\S+)    (.*)$", one + two, re.MULTILINE)
     assert [values for _, _, values in jobs] == [f"lr={lr} batch_size=64" for lr in ("0.001", "0.0001", "0.001")]
     for job, folder, _ in jobs:

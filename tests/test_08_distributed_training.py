@@ -11,8 +11,9 @@ from lesson import Lesson, assert_one_sentence, epochs
 
 NAME = "08-distributed-training"
 # 28 steps: long enough to learn something, short enough that the rounding of sums does not grow. --batch_size 2000
-# leaves a last batch of 1,000, which four processes share too.
-SHORT = "--max_epochs 1 --batch_size 2000"
+# leaves a last batch of 1,000, which four processes share too. One thread, or the number of threads would decide in
+# which order numbers are added up, and with it the digits.
+SHORT = "--max_epochs 1 --batch_size 2000 --cpus_per_task 1"
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def trained(lesson):
 
 def test_every_command_of_the_readme_is_tested_here(lesson):
     assert lesson.commands == [
-        "python run.py --nodes 2 --tasks_per_node 2",
+        "python run.py --nodes 2 --tasks_per_node 2 --cpus_per_task 1",
         "python run.py --cluster local --tasks_per_node 2",
         "python run.py --nodes 2 --gpus_per_node 4 --precision bf16-mixed --partition gpu --dry_run",
         "python ddp_steps.py",
@@ -121,7 +122,7 @@ class Keep(L.Callback):
 
 
 def evaluate(rank, world_size, port):
-    os.environ.update(LOCAL_RANK=str(rank), MASTER_PORT=str(port))
+    os.environ.update(LOCAL_RANK=str(rank), MASTER_PORT=str(port), OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
     keep = Keep()
     data = MNIST(Path("../../data").resolve(), 1500 // world_size * world_size, 0, seed=1)
@@ -220,7 +221,7 @@ def test_an_image_is_augmented_alike_whoever_trains_on_it(lesson):
 
 
 def test_two_local_jobs_at_once_mixed_precision_sync_batchnorm_and_crops(lesson):
-    crops = "--dataset colour-mnist --arch cnn --lr 0.003 --max_epochs 1 --batch_size 1000 --logger csv"
+    crops = f"--dataset colour-mnist --arch cnn --lr 0.003 {SHORT} --batch_size 1000 --logger csv"
     first, second, alone = [
         start(lesson, f"python run.py --cluster local {flags} --log_path logs/both")
         for flags in (
@@ -267,7 +268,7 @@ def test_processes_end_without_an_abort_and_a_failed_one_fails(lesson):
 
 
 def test_two_nodes_with_two_processes_each(lesson, cluster, trained):
-    command = "python run.py --nodes 2 --tasks_per_node 2"
+    command = "python run.py --nodes 2 --tasks_per_node 2 --cpus_per_task 1"
     assert command in lesson.commands
     done = cluster.run(f"{command} {SHORT} --log_path logs/slurm", lesson.folder, check=True)
     [(job, folder)] = re.findall(r"^job (\S+) +(\S+)", done.stdout, re.MULTILINE)
@@ -282,6 +283,43 @@ def test_two_nodes_with_two_processes_each(lesson, cluster, trained):
     assert [f"GLOBAL_RANK: {rank}, MEMBER: {rank + 1}/4" in log for rank, log in enumerate(logs)] == [True] * 4
     assert epochs(logs[0]) == epochs(trained[4][1][0])
     assert len(list(folder.glob("fit-profiler*.txt"))) == 1
+
+
+def test_threads_are_the_cpus_that_workers_leave_over(lesson, cluster):
+    flags = "--nodes 2 --cpus_per_task 3 --num_workers 1 --fast_dev_run --log_path logs/threads"
+    done = cluster.run(f"python run.py --cluster slurm {flags}", lesson.folder, check=True)
+    [(job, folder)] = re.findall(r"^job (\S+) +(\S+)", done.stdout, re.MULTILINE)
+    assert cluster.wait(job) == "COMPLETED"
+    assert cluster.sacct(f"{job}.0", "NTasks,NCPUS", "") == [{"NTasks": "2", "NCPUS": "6"}]  # srun has been told
+    for rank in range(2):
+        assert "CPUs: 3    workers: 1    threads: 2\n" in log_of(lesson.folder / folder, rank)
+
+
+CPUS = """
+import os, sys
+import run
+
+os.cpu_count = lambda: 8
+for line in sys.stdin:
+    sys.argv[1:] = line.split()
+    print({hparams["cpus_per_task"] for hparams in run.plan_runs(run.parse_args())})
+"""
+
+
+def test_without_slurm_processes_share_the_cpus_of_the_machine(lesson):
+    shares = {
+        "--cluster slurm --cpus_per_task 16 --tasks_per_node 4": 16,
+        "--cluster debug --cpus_per_task 3": 3,
+        "--cluster debug --cpus_per_task 16 --lr 0.1 0.2": 8,
+        "--cluster local --cpus_per_task 16": 8,
+        "--cluster local --cpus_per_task 2 --tasks_per_node 2": 2,
+        "--cluster local --cpus_per_task 16 --tasks_per_node 2": 4,
+        "--cluster local --cpus_per_task 16 --tasks_per_node 2 --lr 0.1 0.2": 2,
+        "--cluster local --tasks_per_node 16": 1,
+    }
+    (lesson.folder / "cpus.py").write_text(CPUS)
+    done = lesson.shell("python cpus.py <<'END'\n" + "\n".join(shares) + "\nEND")
+    assert done.stdout.splitlines() == [f"{{{share}}}" for share in shares.values()], done.stderr
 
 
 def test_gpus_that_are_not_there_are_one_sentence_in_the_log(lesson, cluster):

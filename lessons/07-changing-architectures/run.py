@@ -281,8 +281,8 @@ def submit(args, folder, runs):
     before = set(args.log_path.iterdir())
     if args.cluster == "slurm":
         executor = submitit.SlurmExecutor(folder)
-        # Held until the folders are there: a job without a place for its log fails, and nothing says why.
-        executor.update_parameters(**describe(args), additional_parameters={"hold": True})
+        # Not before the folders are there: a job without a place for its log fails, and nothing says why.
+        executor.update_parameters(**describe(args), additional_parameters={"begin": "now+60"})
     else:
         executor = submitit.LocalExecutor(folder)
         executor.update_parameters(
@@ -303,7 +303,7 @@ def submit(args, folder, runs):
             shutil.copy(array_folder / f"{array_id}_submission.sh", job.paths.folder)
         shutil.rmtree(array_folder)
     if args.cluster == "slurm":
-        subprocess.run(["scontrol", "release", jobs[0].job_id.split("_")[0]], check=True)
+        subprocess.run(["scontrol", "update", f"job={jobs[0].job_id.split('_')[0]}", "StartTime=now"])
     for link in args.log_path.glob(".submission_file_*"):  # what submitit leaves behind, links to the scripts
         if link.is_symlink():
             link.unlink(missing_ok=True)

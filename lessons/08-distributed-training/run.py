@@ -132,7 +132,7 @@ def parse_args():
     job.add_argument("--nodes", type=positive_int, default=NODES)
     job.add_argument("--gpus_per_node", type=whole_number, default=GPUS_PER_NODE)
     job.add_argument("--tasks_per_node", type=positive_int, help="processes; default: one a GPU, without GPUs one")
-    job.add_argument("--cpus_per_task", type=positive_int, default=CPUS_PER_TASK)
+    job.add_argument("--cpus_per_task", type=positive_int, default=CPUS_PER_TASK, help="threads and workers together")
     job.add_argument("--mem", type=memory, default=MEM, help="per node, such as 4G")
     job.add_argument("--time", type=minutes, default=TIME, help="limit, HH:MM:SS or D-HH:MM:SS")
     job.add_argument("--partition", help="default: the cluster's")
@@ -262,6 +262,11 @@ def make_folder(args):
 
 def plan_runs(args):
     """One dictionary of hyperparameters for each combination of the values given."""
+    values = list(itertools.product(dict.fromkeys(args.lr), dict.fromkeys(args.batch_size)))
+    cpus_per_task = args.cpus_per_task
+    if args.cluster != "slurm":  # nobody gives out CPUs here: what runs at the same time shares those of this machine
+        at_once = args.tasks_per_node * (len(values) if args.cluster == "local" else 1)
+        cpus_per_task = max(1, min(cpus_per_task, os.cpu_count() // at_once))
     return [
         {
             "dataset": args.dataset,
@@ -280,6 +285,7 @@ def plan_runs(args):
             "nodes": args.nodes,
             "gpus_per_node": args.gpus_per_node,
             "tasks_per_node": args.tasks_per_node,
+            "cpus_per_task": cpus_per_task,
             "precision": args.precision,
             "sync_batchnorm": args.sync_batchnorm,
             "cluster": args.cluster,
@@ -290,7 +296,7 @@ def plan_runs(args):
             "overfit_batches": args.overfit_batches,
             "experiment_name": args.experiment_name,
         }
-        for lr, batch_size in itertools.product(dict.fromkeys(args.lr), dict.fromkeys(args.batch_size))
+        for lr, batch_size in values
     ]
 
 
@@ -342,8 +348,8 @@ def submit(args, folder, runs):
     before = set(args.log_path.iterdir())
     if args.cluster == "slurm":
         executor = submitit.SlurmExecutor(folder)
-        # Held until the folders are there: a job without a place for its log fails, and nothing says why.
-        executor.update_parameters(**describe(args), additional_parameters={"hold": True})
+        # Not before the folders are there: a job without a place for its log fails, and nothing says why.
+        executor.update_parameters(**describe(args), additional_parameters={"begin": "now+60"})
     else:
         executor = submitit.LocalExecutor(folder)
         executor.update_parameters(
@@ -366,7 +372,7 @@ def submit(args, folder, runs):
             shutil.copy(array_folder / f"{array_id}_submission.sh", job.paths.folder)
         shutil.rmtree(array_folder)
     if args.cluster == "slurm":
-        subprocess.run(["scontrol", "release", jobs[0].job_id.split("_")[0]], check=True)
+        subprocess.run(["scontrol", "update", f"job={jobs[0].job_id.split('_')[0]}", "StartTime=now"])
     for link in args.log_path.glob(".submission_file_*"):  # what submitit leaves behind, links to the scripts
         if link.is_symlink():
             link.unlink(missing_ok=True)

@@ -67,15 +67,18 @@ def main(hparams):
     """Train and test one run: each process of the job calls this.
 
     hparams: a dictionary with run_folder, dataset, arch, stem, pretrained, optimizer, criterion, lr, batch_size,
-    max_epochs, num_workers, augment, seed, data_dir, nodes, gpus_per_node, tasks_per_node, precision, sync_batchnorm,
-    cluster, logger, experiment_name, fast_dev_run, limit_train_batches, limit_val_batches, overfit_batches
+    max_epochs, num_workers, augment, seed, data_dir, nodes, gpus_per_node, tasks_per_node, cpus_per_task,
+    precision, sync_batchnorm, cluster, logger, experiment_name, fast_dev_run, limit_train_batches, limit_val_batches,
+    overfit_batches
     """
     setup_logging()
     check(hparams)
     # Lightning's advice to use more workers is for data that is decoded sample by sample.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     L.seed_everything(hparams["seed"])
-    torch.set_num_threads(1)  # one, as before: the digits stay the same however many CPUs there are
+    threads = max(1, hparams["cpus_per_task"] - hparams["num_workers"])  # each worker takes a CPU, they get the others
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # else Lightning sets another number where there are several processes
 
     datamodule = DATASETS[hparams["dataset"]](
         hparams["data_dir"],
@@ -149,4 +152,7 @@ def main(hparams):
         f"test loss: {metrics['test/loss']:.4f}    test accuracy: {metrics['test/accuracy']:.4f}"
         f"    seconds per epoch: {timer.time_elapsed('train') / trainer.max_epochs:.2f}"
     )
-    log.info(f"the weights are {checksum(model)}")  # from every process: they have to be the same in all
+    # From every process: what it had, and the weights, which have to be the same in all.
+    threads = torch.get_num_threads()
+    log.info(f"CPUs: {hparams['cpus_per_task']}    workers: {hparams['num_workers']}    threads: {threads}")
+    log.info(f"the weights are {checksum(model)}")
