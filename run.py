@@ -38,14 +38,15 @@ def start(command, argv):
     elif command in AGAIN:
         sys.exit(f"{command} which run? python run.py list names them, and then:   python run.py {command} RUN")
 
+    train_command = command
     if command in AGAIN:
-        request = parse(argv, runs.config_of(run), runs.read_record(run)["job"])
-        train_command = runs.read_record(run)["command"]
+        record = runs.read_record(run)
+        train_command = record["command"]
+        request = parse(argv, runs.config_of(run), record["job"] | {"log_path": str(run.parent)})
     else:
-        request = parse(argv)
-        train_command = command
+        request = parse(argv, runs.config_of(run) if run else None)
     if run and command in TRAINING:
-        request.arguments += [f"--run={run}", f"--ckpt={request.ckpt or 'best'}"]
+        request.arguments += [f"--run={run}"] + ([f"--ckpt={request.ckpt}"] if request.ckpt else [])
     elif request.ckpt:
         sys.exit(f"--ckpt {request.ckpt} needs a run: python run.py test RUN --ckpt {request.ckpt}")
     if command == "resume":

@@ -11,6 +11,7 @@ import sys
 import zlib
 
 # Variables that hold a process's number, how many there are, and both for its node alone. The first that is set counts.
+TORCHRUN = ["RANK"], ["WORLD_SIZE"], ["LOCAL_RANK"], ["LOCAL_WORLD_SIZE"]
 OPEN_MPI = (
     ["OMPI_COMM_WORLD_RANK"],
     ["OMPI_COMM_WORLD_SIZE"],
@@ -94,16 +95,11 @@ def export_ranks():
 
     Exits with one sentence when several nodes have no MASTER_ADDR and nobody to ask for it.
     """
-    srun = None
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:  # torchrun
-        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        local_rank = int(os.environ.get("LOCAL_RANK", rank))
-        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
-    else:
-        srun = None if started_by(SUBMITIT_LOCAL) or started_by(OPEN_MPI) or started_by(MPICH) else started_by_srun()
-        rank, size, local_rank, local_size = (
-            started_by(SUBMITIT_LOCAL) or started_by(OPEN_MPI) or started_by(MPICH) or srun or (0, 1, 0, 1)
-        )
+    if "RANK" in os.environ and "LOCAL_RANK" not in os.environ:
+        sys.exit("RANK is set and LOCAL_RANK is not: torchrun sets both, so unset RANK, or set all that torchrun sets")
+    told = started_by(TORCHRUN) or started_by(SUBMITIT_LOCAL) or started_by(OPEN_MPI) or started_by(MPICH)
+    srun = None if told else started_by_srun()
+    rank, size, local_rank, local_size = told or srun or (0, 1, 0, 1)
     found = {
         "RANK": rank,
         "WORLD_SIZE": size,

@@ -137,8 +137,9 @@ def list_(argv):
         print(f"no runs in {parent}")
         return
     rows = [("run", "state", "name", "command", "processes", "started", "elapsed", "attempts", "progress")]
-    for folder, seen in sorted(described.items(), key=lambda item: item[1]["start"]):
-        record = read_record(folder)
+    records = {folder: read_record(folder) for folder in described}
+    for folder, record in sorted(records.items(), key=lambda item: item[1]["submissions"][0]["submitted"]):
+        seen = described[folder]
         job = record["job"]
         processes = f"{job['nodes']} x {job['tasks_per_node']}"
         rows.append((folder.name, seen["state"], job["name"], record["command"], processes, seen["start"],
@@ -188,7 +189,7 @@ def cancel_(argv):
         print(f"cancelled job {last['id']}, which was {state}")
         return
     # The process submitit started, and under it one for each task, each perhaps with its data workers.
-    for pid in reversed(descendants(last["pid"])):
+    for pid in descendants(last["pid"]):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     write_end(folder, "CANCELLED")

@@ -20,6 +20,11 @@ def ask(*command):
     return done.stdout.splitlines() if done.returncode == 0 else []
 
 
+def when(text):
+    """Slurm's 2026-01-31T12:00:00 without the T; - before a job has started."""
+    return text.replace("T", " ") if text[:1].isdigit() else "-"
+
+
 def attempts_of(ids):
     """Job id -> its attempts, each a dictionary with state, start, elapsed. One call of sacct and one of squeue."""
     attempts = defaultdict(list)
@@ -28,7 +33,7 @@ def attempts_of(ids):
     sacct = ["sacct", "-X", "-D", "--noheader", "--parsable2", "--format=JobIDRaw,State,Start,Elapsed"]
     for line in ask(*sacct, f"--jobs={','.join(ids)}"):
         job, state, start, elapsed = line.split("|")
-        attempts[job].append({"state": state.split()[0], "start": start.replace("T", " "), "elapsed": elapsed})
+        attempts[job].append({"state": state.split()[0], "start": when(start), "elapsed": elapsed})
     # The accounting comes a second late: of what is in the queue, the queue knows the truth.
     for line in ask("squeue", "--me", "--noheader", "--format=%A|%T|%S|%M"):
         job, state, start, elapsed = line.split("|")
@@ -37,7 +42,7 @@ def attempts_of(ids):
         known = attempts[job]
         if known and known[-1]["state"] in ACTIVE:
             known.pop()
-        known.append({"state": state, "start": start.replace("T", " "), "elapsed": elapsed})
+        known.append({"state": state, "start": when(start), "elapsed": elapsed})
     return attempts
 
 
