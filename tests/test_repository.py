@@ -9,24 +9,6 @@ import pytest
 from lesson import REPOSITORY, readme_commands
 
 READMES = sorted([REPOSITORY / "README.md", REPOSITORY / "data/README.md", *REPOSITORY.glob("lessons/*/README.md")])
-FINAL_STAGE = REPOSITORY / "lessons/08-distributed-training"
-
-# Where data/ is: the only two lines in which the root differs from the final stage.
-DATA_LINES = {
-    "run.py": ('DATA_DIR = ROOT.parents[1] / "data"', 'DATA_DIR = ROOT / "data"'),
-    "src/datasets/images.py": ('parents[4] / "data/get_data.py"', 'parents[2] / "data/get_data.py"'),
-}
-
-
-def test_the_root_is_the_final_stage():
-    programs = {"run.py", *(str(path.relative_to(FINAL_STAGE)) for path in FINAL_STAGE.glob("src/**/*.py"))}
-    assert programs == {"run.py", *(str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("src/**/*.py"))}
-    for program in programs:
-        expected = (FINAL_STAGE / program).read_text()
-        if program in DATA_LINES:
-            assert expected.count(DATA_LINES[program][0]) == 1
-            expected = expected.replace(*DATA_LINES[program])
-        assert (REPOSITORY / program).read_text() == expected, program
 
 
 def test_the_readmes_show_todays_changes():
