@@ -14,12 +14,17 @@ from torchvision import models
 
 NAME = "07-changing-architectures"
 ALL = models.list_models(module=models)
-# More than two seconds or two gigabytes for a step: these are built without memory, on the device "meta".
+# These take more than two seconds or two gigabytes for a step: they are built without memory, on the device "meta".
 SLOW = """
     alexnet convnext_base convnext_large efficientnet_v2_l efficientnet_v2_m maxvit_t regnet_y_32gf regnet_x_32gf
     resnext101_32x8d resnext101_64x4d swin_b swin_s swin_t swin_v2_b swin_v2_s swin_v2_t vgg11_bn vgg13 vgg13_bn vgg16
     efficientnet_b7 regnet_x_16gf regnet_y_16gf resnet152 wide_resnet101_2 convnext_small
     vgg16_bn vgg19 vgg19_bn vit_b_16 vit_h_14 vit_l_16 vit_l_32 regnet_y_128gf
+""".split()  # noqa: SIM905
+# One or two of a family, tested each time. The others are marked slow: python -m pytest -m slow
+USUAL = """
+    densenet121 efficientnet_b0 googlenet inception_v3 mnasnet0_5 mobilenet_v3_small regnet_x_400mf resnet18
+    shufflenet_v2_x0_5 squeezenet1_0 alexnet convnext_base maxvit_t regnet_y_128gf swin_t vgg16_bn vit_h_14
 """.split()  # noqa: SIM905
 RESNET = "python run.py --dataset colour-mnist --arch resnet18 --max_epochs 2"
 CIFAR_STEM = (
@@ -85,6 +90,11 @@ def torch_home(tmp_path_factory, networks):
     return folder
 
 
+def marked(archs):
+    """The cases of a test: those that are not usual are marked slow."""
+    return [pytest.param(arch, marks=[] if arch in USUAL else [pytest.mark.slow]) for arch in archs]
+
+
 def seconds(output):
     return float(re.search(r"seconds per epoch: (\S+)", output)[1])
 
@@ -102,7 +112,7 @@ def test_run_py_knows_all_names_of_torchvision(lesson):
     assert done.stdout.strip() == f"{ALL} {['mlp', 'mlp_wide', 'cnn']}"
 
 
-@pytest.mark.parametrize("arch", [arch for arch in ALL if arch not in SLOW])
+@pytest.mark.parametrize("arch", marked(arch for arch in ALL if arch not in SLOW))
 def test_a_step_of_two_images(networks, arch, recwarn):
     channels = 1 if ALL.index(arch) % 2 else 3
     network = networks.make_network(arch, "imagenet", False, [channels, 32, 32], 7)
@@ -114,7 +124,7 @@ def test_a_step_of_two_images(networks, arch, recwarn):
     assert not [warning for warning in recwarn if "initialization" in str(warning.message)]
 
 
-@pytest.mark.parametrize("arch", SLOW)
+@pytest.mark.parametrize("arch", marked(SLOW))
 def test_the_heads_of_slow_networks(networks, arch, monkeypatch):
     # RegNet computes its widths with tensors while it is built, which the device "meta" cannot.
     if arch.startswith("regnet"):
@@ -137,7 +147,7 @@ def test_the_heads_of_slow_networks(networks, arch, monkeypatch):
 
 
 def test_every_network_is_tested_one_way_or_the_other():
-    assert set(SLOW) < set(ALL)
+    assert set(SLOW) < set(ALL) and set(USUAL) < set(ALL)
 
 
 def test_stems(networks):
@@ -263,9 +273,15 @@ def test_training_begins_with_pretrained_weights(lesson, torch_home):
     """With a tiny learning rate the first layer stays what it was in the file. On grey images, too."""
     [file] = (torch_home / "hub/checkpoints").iterdir()
     first = torch.load(file, weights_only=True)["conv1.weight"]
-    for dataset in ("colour-mnist", "mnist"):
+
+    def train(dataset):
         flags = f"--cluster debug --limit_train_batches 2 --limit_val_batches 1 --lr 1e-12 --log_path logs/{dataset}"
-        done = lesson.run(PRETRAINED, f"{flags} --dataset {dataset}", TORCH_HOME=str(torch_home))
+        return lesson.run(PRETRAINED, f"{flags} --dataset {dataset} --logger csv", TORCH_HOME=str(torch_home))
+
+    names = ("colour-mnist", "mnist")
+    with ThreadPoolExecutor() as pool:
+        runs = pool.map(train, names)
+    for dataset, done in zip(names, runs, strict=True):
         assert done.returncode == 0, done.stdout + done.stderr
         [checkpoint] = (lesson.folder / f"logs/{dataset}").glob("*/checkpoints/*.ckpt")
         trained = torch.load(checkpoint, weights_only=True)["state_dict"]["network.conv1.weight"]
@@ -275,10 +291,12 @@ def test_training_begins_with_pretrained_weights(lesson, torch_home):
 # --- runs
 
 
-def test_the_small_network_prints_the_digits_of_lesson_1(lesson, lesson_1):
-    done = lesson.shell("python run.py --cluster debug --dataset mnist --arch mlp --max_epochs 2 --log_path logs/mlp")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert epochs(done.stdout) == epochs(lesson_1.stdout)[:2]
+def test_the_small_network_prints_the_digits_of_lesson_6(lesson, tmp_path):
+    command = "python run.py --cluster debug --dataset mnist --arch mlp --max_epochs 1 --log_path logs/mlp"
+    with ThreadPoolExecutor() as pool:
+        before, after = pool.map(lambda one: one.shell(command), [Lesson("06-lightning-data-module", tmp_path), lesson])
+    assert after.returncode == 0, after.stdout + after.stderr
+    assert len(epochs(after.stdout)) == 1 and epochs(after.stdout) == epochs(before.stdout)
 
 
 def test_limits_and_pages_of_a_resnet(lesson):
