@@ -30,7 +30,6 @@ import torch  # noqa: E402
 from lightning.pytorch.callbacks import Timer  # noqa: E402
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment  # noqa: E402
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler  # noqa: E402
-from lightning.pytorch.strategies import DDPStrategy  # noqa: E402
 from lightning.pytorch.utilities.model_helpers import is_overridden  # noqa: E402
 from lightning.pytorch.utilities.model_summary import ModelSummary  # noqa: E402
 from lightning.pytorch.utilities.rank_zero import rank_zero_only  # noqa: E402
@@ -38,7 +37,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only  # noqa: E402
 from src.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, find, newest  # noqa: E402
 from src.callbacks.exact_resume import ExactResume  # noqa: E402
 from src.callbacks.finite_loss import FiniteLoss  # noqa: E402
-from src.callbacks.same_buffers import SameBuffers  # noqa: E402
 from src.callbacks.stop_when_asked import StopWhenAsked  # noqa: E402
 from src.callbacks.tensorboard import TensorBoardPages  # noqa: E402
 from src.config import instantiate, merge, read, settings_of  # noqa: E402
@@ -58,7 +56,6 @@ NOT_FOR_THE_READER = [
     "does not have many workers",  # is for data that is decoded sample by sample
     "The `srun` command is available",  # whoever started this process has said how many there are
     ".isinstance\\(treespec, LeafSpec\\)",  # Lightning's own
-    "`broadcast_buffers` is deprecated",  # its successor is not in all versions of torch that we support
 ]
 
 
@@ -188,7 +185,7 @@ def make_trainer(settings, run_folder, logger, callbacks, more):
         )
     checkpoints = Checkpoints(run_folder, settings.checkpoint_every, settings.keep, settings.monitor)
     validate_every, unit = period(settings.validate_every, "--validate_every")
-    own = [ExactResume(settings.seed), SameBuffers(), FiniteLoss(run_folder)]
+    own = [ExactResume(settings.seed), FiniteLoss(run_folder)]
     if not settings.fast_dev_run:
         own += [checkpoints, StopWhenAsked(checkpoints)]
     if isinstance(logger, L.pytorch.loggers.TensorBoardLogger):  # the others get the numbers, not the pictures
@@ -205,7 +202,7 @@ def make_trainer(settings, run_folder, logger, callbacks, more):
         accelerator="gpu" if gpu else "cpu",
         devices=local_size,
         num_nodes=world_size // local_size,
-        strategy=DDPStrategy(broadcast_buffers=False) if world_size > 1 else "auto",
+        strategy="ddp" if world_size > 1 else "auto",
         plugins=[TorchElasticEnvironment() if world_size > 1 else LightningEnvironment(), AtomicCheckpointIO()],
         precision=settings.precision,
         sync_batchnorm=settings.sync_batchnorm,
