@@ -17,8 +17,10 @@ import sys
 
 from src.launch import runs
 from src.launch.checks import ERROR, OK, run_checks
-from src.launch.flags import make_parser, nearest, parse
+from src.launch.files import nearest
+from src.launch.flags import make_parser, parse
 from src.launch.job import find_cluster
+from src.launch.records import config_of, find_run, read_record
 from src.launch.report import print_report
 from src.launch.script import explained_script
 from src.launch.submit import submit
@@ -34,17 +36,17 @@ def start(command, argv):
     if argv and not argv[0].startswith("-"):
         if command == "fit":
             sys.exit(f"fit takes no run, but flags: to go on with {argv[0]} type   python run.py resume {argv[0]}")
-        run = runs.find_run(argv.pop(0))
+        run = find_run(argv.pop(0))
     elif command in AGAIN:
         sys.exit(f"{command} which run? python run.py list names them, and then:   python run.py {command} RUN")
 
     train_command = command
     if command in AGAIN:
-        record = runs.read_record(run)
+        record = read_record(run)
         train_command = record["command"]
-        request = parse(argv, runs.config_of(run), record["job"] | {"log_path": str(run.parent)})
+        request = parse(argv, config_of(run), record["job"] | {"log_path": str(run.parent)})
     else:
-        request = parse(argv, runs.config_of(run) if run else None)
+        request = parse(argv, config_of(run) if run else None)
     if run and command in TRAINING:
         request.arguments += [f"--run={run}"] + ([f"--ckpt={request.ckpt}"] if request.ckpt else [])
     elif request.ckpt:

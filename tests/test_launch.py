@@ -1,11 +1,9 @@
-"""run.py and src/launch: describe a job, check it, submit it, look at it. Through the commands, as a user types them."""
+"""run.py and src/launch: describe a job, check it, submit it, look at it, by the commands that a user types."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -45,7 +43,8 @@ def train(command, config_text, folder):
     export_ranks()
     config = yaml.safe_load(config_text)
     rank = os.environ["RANK"]
-    seen = {name: os.environ[name] for name in OURS} | {"command": command, "host": os.uname().nodename}
+    seen = {"command": command, "host": os.uname().nodename, "pid": os.getpid()}
+    seen |= {name: os.environ[name] for name in OURS}
     (folder / f"rank-{rank}.json").write_text(json.dumps(seen | {"environment": dict(os.environ)}))
     print("epoch: 01/01    training loss: 0.5000", flush=True)
     time.sleep(float(config.get("model", {}).get("seconds", 0)))
@@ -177,7 +176,7 @@ def test_help_names_every_flag_with_its_default(project):
         ("log", ["log takes one run"]),
         ("test --ckpt best", ["--ckpt best needs a run"]),
         ("--config nowhere", ["--config nowhere", "no such file", "laptop"]),
-        ("--container image.sif", ["image.sif", "no such image"]),
+        ("--cluster local --container image.sif", ["image.sif", "no such image"]),
         ("--log_path /proc/none", ["cannot write to /proc/none", "--log_path"]),
         ("--overfit_batches 2 --limit_val_batches 1", ["--overfit_batches sets both limits"]),
         ("--cluster local --model.fails true", ["the model fails"]),
@@ -235,7 +234,15 @@ def test_the_dry_run_explains_every_line(project):
     )
     script, checks = "\n".join(project.dry_run(flags)).split("\n\nThe checks:\n")
     lines = script.splitlines()
-    for line in ("nodes=2", "ntasks-per-node=4", "gpus-per-node=4", "partition=gpu", "requeue", "hold", "wckey=w"):
+    for line in (
+        "nodes=2",
+        "ntasks-per-node=4",
+        "gpus-per-node=4",
+        "partition=gpu",
+        "requeue",
+        "begin=now+60",
+        "wckey=w",
+    ):
         assert f"#SBATCH --{line}" in lines
     for line in ("module load gcc/12", "module load cuda/12", "ulimit -n 4096"):
         assert line in lines
@@ -332,7 +339,7 @@ def test_evaluate_repeat_and_resume_take_the_configuration_of_a_run(own):
 
 
 def test_local_runs_processes_that_find_each_other(own):
-    name = run_of(own.shell("python run.py --cluster local --tasks_per_node 2 --model.seconds 1", RANK="7"))
+    name = run_of(own.shell("python run.py --cluster local --tasks_per_node 2 --model.seconds 3", RANK="7"))
     folder = own.logs / name
     assert rows_of(own.shell("python run.py list"))[name]["state"] == "RUNNING"
     assert_one_sentence(own.shell(f"python run.py resume {name}"), f"{name} is RUNNING", "cancel")
@@ -372,6 +379,38 @@ def test_a_local_run_is_cancelled_with_all_its_processes(own):
     assert not [line for line in processes.splitlines() if str(folder) in line and not line.startswith("Z")]
 
 
+def test_a_local_run_that_is_told_to_stop_goes_on(own):
+    """Its folder holds all that the second attempt needs; submitit counts how often."""
+    name = run_of(own.shell("python run.py --cluster local --model.seconds 4 --requeues 7"))
+    folder = own.logs / name
+    until(lambda: ranks_of(folder))
+    pid = ranks_of(folder)[0]["pid"]
+    own.shell(f"kill -USR2 {pid}")
+    until(lambda: list(folder.glob("*_result.pkl")))
+    log = own.shell(f"python run.py log {name}").stdout
+    assert "(6 remaining timeouts)" in log
+    assert log.count("epoch: 01/01") == 2 and log.count("the end") == 1
+    assert ranks_of(folder)[0]["pid"] != pid
+
+
+def test_in_a_container(own, tmp_path):
+    """With a stand-in for apptainer, which notes its arguments and runs what stands behind the image."""
+    program = tmp_path / "bin/apptainer"
+    program.parent.mkdir()
+    program.write_text(
+        f'#!/bin/bash\necho "$@" >> {tmp_path}/calls\nwhile [ "$1" != image.sif ]; do shift; done\nshift\nexec "$@"\n'
+    )
+    program.chmod(0o755)
+    (own.folder / "image.sif").touch()
+    name = run_of(own.shell(f"PATH={program.parent}:$PATH python run.py --cluster local --container image.sif"))
+    until(lambda: list((own.logs / name).glob("*_result.pkl")))
+    prepare, train = (tmp_path / "calls").read_text().splitlines()
+    assert " image.sif python " in prepare and prepare.endswith("--prepare")
+    assert " image.sif python -u -m submitit" in train
+    assert ranks_of(own.logs / name)
+    assert_one_sentence(own.shell("python run.py --cluster debug --container image.sif"), "--cluster slurm or local")
+
+
 # Who started this process?
 
 SHOW = "from src.launch.ranks import *; export_ranks(); print(*[os.environ[name] for name in OURS])"
@@ -381,14 +420,13 @@ SHOW = "from src.launch.ranks import *; export_ranks(); print(*[os.environ[name]
     ("environment", "expected"),
     [
         ({}, "0 1 0 1 0 127.0.0.1"),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_NODEID": "0"}, "0 1 0 1 0 127.0.0.1"),  # a script without srun
-        (
-            {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "7", "SLURM_LOCALID": "1", "SLURM_NODEID": "2", "SLURM_JOB_ID": "9",
-             "SLURM_STEP_TASKS_PER_NODE": "2(x3),1", "SLURM_STEP_NODELIST": "gpu[07-09,12]"},
-            "5 7 1 2 2 gpu07",
-        ),
-        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "1", "MASTER_ADDR": "a"},
-         "3 4 1 2 1 a"),
+        # a script without srun
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_NODEID": "0"}, "0 1 0 1 0 127.0.0.1"),
+        ({"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "7", "SLURM_LOCALID": "1", "SLURM_NODEID": "2",
+          "SLURM_JOB_ID": "9", "SLURM_STEP_TASKS_PER_NODE": "2(x3),1", "SLURM_STEP_NODELIST": "gpu[07-09,12]"},
+         "5 7 1 2 2 gpu07"),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "1",
+          "MASTER_ADDR": "a"}, "3 4 1 2 1 a"),
         ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
           "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, "1 2 1 2 0 127.0.0.1"),
         ({"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}, "1 2 1 2 0 127.0.0.1"),
@@ -397,7 +435,7 @@ SHOW = "from src.launch.ranks import *; export_ranks(); print(*[os.environ[name]
     ],
 )  # fmt: skip
 def test_ranks_are_read_from_every_launcher(project, environment, expected):
-    done = project.shell(f"python -c '{SHOW}'", PATH=str(Path(sys.executable).parent), **environment)
+    done = project.shell(f"python -c '{SHOW}'", **environment)
     assert done.returncode == 0, done.stderr
     *ranks, port = done.stdout.split()
     assert ranks == expected.split()
@@ -437,6 +475,8 @@ def test_a_job_on_slurm_from_submission_to_report(own, cluster, tmp_path):
     late.parent.mkdir()
     late.write_text(f'#!/bin/sh\n{shutil.which("sbatch")} "$@" && sleep 1\n')
     late.chmod(0o755)
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/train.py").write_text("raise SystemExit('the wrong src')")  # of the folder where it is typed
     (own.folder / "new.py").write_text("print(1)\n")
     flags = "--nodes 2 --tasks_per_node 2 --cpus_per_task 1 --mem 1G --time 00:20:00 --name mine --model.seconds 2"
     strays = "SLURM_STEP_NUM_TASKS=9 SLURM_NPROCS=9 SLURM_MEM_PER_CPU=1 MASTER_ADDR=nowhere RANK=5"
@@ -459,7 +499,7 @@ def test_a_job_on_slurm_from_submission_to_report(own, cluster, tmp_path):
     assert len({rank["MASTER_PORT"] for rank in ranks}) == 1
     assert all("SLURM_MEM_PER_CPU" not in rank["environment"] for rank in ranks)
     [row] = cluster.sacct(name, "JobName,NNodes,Timelimit,ReqMem,State")
-    assert row == {"JobName": "mine", "NNodes": "2", "Timelimit": "00:20:00", "ReqMem": "1G", "State": "COMPLETED"}
+    assert row == {"JobName": "mine", "NNodes": "2", "Timelimit": "00:20:00", "ReqMem": "2G", "State": "COMPLETED"}
     assert cluster.sacct(f"{name}.0", "NTasks,AllocCPUS", "") == [{"NTasks": "4", "AllocCPUS": "4"}]
     for file in ("config.yaml", "run.json", "git.txt", "changes.patch", f"{name}_submission.sh", f"{name}_3_log.out"):
         assert (folder / file).exists(), file
@@ -482,10 +522,9 @@ def test_a_job_on_slurm_from_submission_to_report(own, cluster, tmp_path):
     again = run_of(cluster.run(f"python run.py repeat {name} --nodes 1 --model.seconds 60", own.folder))
     until(lambda: ranks_of(own.logs / again))
     assert rows_of(cluster.run("python run.py list", own.folder))[again]["processes"] == "1 x 2"
-    # Queued again by Slurm: it is not held again, and the run's own folder stays its folder.
+    # Queued again by Slurm: the folder stays.
     cluster.run(f"scontrol requeue {again}", own.folder, check=True)
     until(lambda: rows_of(cluster.run("python run.py list", own.folder))[again]["state"] == "PENDING")
-    assert "JobHeldUser" not in cluster.run("squeue --format=%r", own.folder).stdout
     assert (
         f"cancelled job {again}, which was PENDING" in cluster.run(f"python run.py cancel {again}", own.folder).stdout
     )
@@ -501,19 +540,23 @@ def test_a_job_on_slurm_from_submission_to_report(own, cluster, tmp_path):
 
 
 def test_a_refusal_of_slurm_leaves_nothing_behind(own, cluster):
-    done = cluster.run("python run.py --partition nowhere", own.folder)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "nothing was submitted" in done.stderr and "invalid partition specified: nowhere" in done.stderr
+    for flags, words in [
+        ("--partition nowhere", "invalid partition specified: nowhere"),
+        ("--mem 99G", "Requested node configuration is not available"),
+    ]:
+        done = cluster.run(f"python run.py {flags}", own.folder)
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert "nothing was submitted" in done.stderr and words in done.stderr
     assert list(own.logs.iterdir()) == []
 
 
 def test_two_nodes_train_one_network(tmp_path, cluster):
     """With the real src/train.py."""
     project = Project(tmp_path, stub=False)
-    flags = "--nodes 2 --tasks_per_node 2 --max_epochs 1 --batch_size 2000 --limit_train_batches 10"
+    flags = "--nodes 2 --max_epochs 1 --batch_size 2000 --limit_train_batches 5"
     name = run_of(cluster.run(f"python run.py {flags}", project.folder))
     assert cluster.wait(name) == "COMPLETED"
-    logs = [(project.logs / name / f"{name}_{rank}_log.out").read_text() for rank in range(4)]
+    logs = [(project.logs / name / f"{name}_{rank}_log.out").read_text() for rank in range(2)]
     assert len({re.search("the weights are (\\w+)", log)[1] for log in logs}) == 1
     assert "epoch: 01/01" in rows_of(cluster.run("python run.py list", project.folder))[name]["progress"]
     assert f"run: {project.logs / name}" not in (project.logs / name / "config.yaml").read_text()

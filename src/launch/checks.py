@@ -93,6 +93,8 @@ def check_container(request):
     image = request.job.container
     if not image:
         return OK, "no container"
+    if request.job.cluster == "debug":
+        return ERROR, f"--container {image} needs --cluster slurm or local: debug runs in this Python"
     if "://" not in image and not Path(image).exists():
         return ERROR, f"--container {image}: there is no such image"
     if not shutil.which("apptainer") and not shutil.which("singularity"):

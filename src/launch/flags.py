@@ -1,43 +1,24 @@
-"""Read what the user typed and the files it names. A mistake ends in one sentence.
+"""Read what the user typed. A mistake ends in one sentence.
 
 The later wins: the defaults of Job and Settings, site.yaml, config files in their order, flags. Flags of the network,
 the data, ... (SECTIONS) need torch to be checked: they are handed to src/train.py as they are.
 """
 
-import difflib
-import os
 import re
 import sys
 import types
 import typing
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
-from src.launch.job import ROOT, Job
+from src.launch.files import JOB_KEYS, SECTIONS, SETTINGS_KEYS, find_config, nearest, read_config, read_site
+from src.launch.job import Job
 from src.settings import Settings
 
-SECTIONS = ["model", "data", "optimizer", "lr_scheduler", "lr_interval", "logger", "callbacks", "trainer"]
-JOB_KEYS = [field.name for field in fields(Job)]
-SETTINGS_KEYS = [field.name for field in fields(Settings)]
 OWN_FLAGS = {"dry_run": bool, "config": str, "ckpt": str}
-STORED_KEYS = ["run", "ckpt", "command"]  # what stands besides in the config.yaml of a run
 TYPES = typing.get_type_hints(Job) | typing.get_type_hints(Settings) | OWN_FLAGS
-PRESETS = ROOT / "src/presets"
-
-
-class Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers: in 1.1, which yaml reads, 10:00:00 is the number 36000."""
-
-
-Loader.yaml_implicit_resolvers = {
-    letter: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:int"]
-    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?\d+$"), list("-+0123456789"))
 
 
 @dataclass
@@ -68,12 +49,6 @@ def make_parser():
     parser.add_class_arguments(Job, None)
     parser.add_class_arguments(Settings, None)
     return parser
-
-
-def nearest(word, known):
-    """A hint, such as ": did you mean --nodes?", or nothing."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return near[0] if near else None
 
 
 def allowed(kind):
@@ -118,71 +93,6 @@ def split_flags(argv):
     return pairs
 
 
-def find_config(name):
-    """The path of a config file, or of the preset with this name."""
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path.resolve()
-    if (PRESETS / f"{name}.yaml").is_file():
-        return PRESETS / f"{name}.yaml"
-    presets = sorted(path.stem for path in PRESETS.glob("*.yaml"))
-    sys.exit(f"--config {name}: there is no such file, and no such preset: these are {', '.join(presets) or 'none'}")
-
-
-def read_yaml(path):
-    """A YAML file as a dictionary."""
-    try:
-        content = yaml.load(path.read_text(), Loader) or {}
-    except OSError as error:
-        sys.exit(f"cannot read {path}: {error.strerror}")
-    except yaml.YAMLError as error:
-        place = f" in line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
-        sys.exit(f"{path} is not YAML: {getattr(error, 'problem', None) or 'a mistake'}{place}")
-    if not isinstance(content, dict):
-        sys.exit(f"{path} has to hold lines such as   name: value")
-    return content
-
-
-def check_keys(content, known, path, where=""):
-    """Every key of a YAML file is known."""
-    for key in content:
-        if key in known:
-            continue
-        if key in JOB_KEYS and not where:
-            sys.exit(f"{path}: {key} belongs under job:")
-        near = nearest(str(key), known)
-        hint = f"did you mean {near}?" if near else "python run.py --help names them all"
-        sys.exit(f"{path}: there is no {where}{key}: {hint}")
-
-
-def read_config(path, stored=False):
-    """The keys of Job and of Settings in a config file, as two dictionaries. stored: it is a run's own config.yaml."""
-    content = read_yaml(path)
-    check_keys(content, SETTINGS_KEYS + SECTIONS + ["job"] + (STORED_KEYS if stored else []), path)
-    job = content.get("job") or {}
-    if not isinstance(job, dict):
-        sys.exit(f"{path}: job: has to hold lines such as   nodes: 2")
-    check_keys(job, JOB_KEYS, path, "job: ")
-    return job, {key: value for key, value in content.items() if key in SETTINGS_KEYS}
-
-
-def read_site():
-    """The defaults of Job at this site: src/launch/site.yaml, or the file that RUN_SITE names."""
-    path = Path(os.environ.get("RUN_SITE") or ROOT / "src/launch/site.yaml")
-    if not path.is_file():
-        if os.environ.get("RUN_SITE"):
-            sys.exit(f"RUN_SITE names {path}, and there is no such file")
-        return {}
-    content = read_yaml(path)
-    check_keys(content, JOB_KEYS, path, "key ")
-    return check_types(content, path)
-
-
-def log_path():
-    """The folder of the runs, where no flag says otherwise."""
-    return Path(read_site().get("log_path") or ROOT / "logs").expanduser().resolve()
-
-
 def check_types(values, path=None):
     """The values in their types. path: of the file in which they stand; None: they are flags."""
     parser = make_parser()
@@ -211,8 +121,8 @@ def parse(argv, stored_config=None, stored_job=None):
     configs = [find_config(value) for name, value in pairs if name == "config"]
     flags = {name: value for name, value in pairs if name in JOB_KEYS + SETTINGS_KEYS}
 
-    job = read_site() | (stored_job or {})
-    settings = check_types(read_config(stored_config, stored=True)[1], stored_config) if stored_config else {}
+    job = check_types(*read_site()) | (stored_job or {})
+    settings = check_types(read_config(stored_config)[1], stored_config) if stored_config else {}
     settings.pop("accelerator", None)  # what that run had; this one has it from its own GPUs
     for path in configs:
         job_part, settings_part = read_config(path)

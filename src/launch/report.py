@@ -5,7 +5,8 @@ import re
 import sys
 
 from src.launch.job import megabytes, minutes
-from src.launch.runs import clock, read_record
+from src.launch.records import read_record
+from src.launch.runs import clock
 from src.launch.slurm import ask
 
 FIELDS = ["JobIDRaw", "State", "ElapsedRaw", "TotalCPU", "MaxRSS", "AllocCPUS", "TimelimitRaw", "ReqMem", "NTasks"]

@@ -1,7 +1,6 @@
 """The runs in logs/: list them, read their logs, cancel them."""
 
 import contextlib
-import json
 import os
 import pickle
 import re
@@ -14,22 +13,9 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from src.launch.flags import log_path, nearest
+from src.launch.files import log_path
+from src.launch.records import TIME, find_run, is_running, read_record, write_end
 from src.launch.slurm import ACTIVE, attempts_of, descendants, process_starts
-from src.launch.submit import write_end
-
-TIME = "%Y-%m-%d %H:%M:%S"
-
-
-def find_run(name):
-    """The folder of a run: its path, or its name in logs/."""
-    for folder in (Path(name).expanduser(), log_path() / name):
-        if (folder / "run.json").is_file():
-            return folder.resolve()
-    names = [path.parent.name for path in log_path().glob("*/run.json")]
-    near = nearest(name, names)
-    hint = f"did you mean {near}?" if near else "python run.py list names those there are"
-    sys.exit(f"there is no run {name}: {hint}")
 
 
 def only_run(command, argv):
@@ -37,19 +23,6 @@ def only_run(command, argv):
     if len(argv) != 1 or argv[0].startswith("-"):
         sys.exit(f"{command} takes one run: python run.py {command} RUN; python run.py list names them")
     return find_run(argv[0])
-
-
-def read_record(folder):
-    """What run.json says: command, job, submissions."""
-    return json.loads((folder / "run.json").read_text())
-
-
-def config_of(folder):
-    """The configuration of a run."""
-    path = folder / "config.yaml"
-    if not path.is_file():
-        sys.exit(f"{folder} holds no config.yaml: it is not a run that can be gone on with")
-    return path
 
 
 def ids_of(records):
@@ -68,13 +41,6 @@ def outcome_of(folder, submission):
     # Each is a pickled pair: "success" or "error", and what the process returned or said.
     succeeded = [pickle.loads(file.read_bytes())[0] == "success" for file in files]
     return "COMPLETED" if all(succeeded) else "FAILED"
-
-
-def is_running(submission, starts):
-    """Whether the process that was started then runs still, and is not another with its number."""
-    if submission.get("host") != socket.gethostname() or "outcome" in submission:
-        return False
-    return submission["started"] is not None and starts.get(submission["pid"]) == submission["started"]
 
 
 def describe_run(folder, record, slurm, starts):

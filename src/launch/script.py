@@ -11,11 +11,11 @@ from src.launch.job import ROOT, minutes
 # What the beginning of a line means. Of two that fit, the first.
 MEANINGS = {
     "#SBATCH --account=": "whose share of the cluster pays",
+    "#SBATCH --begin=": "not yet: when run.py has filled the run's folder, it says that the job may start",
     "#SBATCH --constraint=": "features that the nodes must have",
     "#SBATCH --cpus-per-task=": "CPUs of each process",
     "#SBATCH --error=": "messages of this script; %j becomes the job id",
     "#SBATCH --gpus-per-node=": "GPUs on each node",
-    "#SBATCH --hold": "do not start yet: run.py first fills the run's folder, then releases the job",
     "#SBATCH --job-name=": "the name in the queue",
     "#SBATCH --mem=": "memory of each node",
     "#SBATCH --nodes=": "machines",
@@ -30,7 +30,7 @@ MEANINGS = {
     "#SBATCH --wckey=": "a label for the accounting",
     "module load ": "software of this cluster",
     "export SRUN_CPUS_PER_TASK=": "srun does not take it from above by itself, and would give each process one CPU",
-    "export PYTHONPATH=": "where Python finds src/",
+    "export PYTHONPATH=": "where Python finds src/, and not another in the folder where it starts",
     "export SUBMITIT_EXECUTOR=": "submitit, which has written this script, asks later what started it",
     "srun ": "start the processes on all nodes; when one fails, end the others",
 }
@@ -42,7 +42,8 @@ def container_command(job):
         return []
     nvidia = ["--nv"] if job.gpus_per_node else []  # with the driver of the GPUs
     program = "apptainer" if shutil.which("apptainer") or not shutil.which("singularity") else "singularity"
-    return [program, "exec", *nvidia, "--bind", f"{ROOT},{job.log_path}", job.container]
+    folders = {str(ROOT), str((ROOT / "data").resolve()), job.log_path}
+    return [program, "exec", *nvidia, "--bind", ",".join(sorted(folders)), job.container]
 
 
 def python_command(job):
@@ -65,12 +66,12 @@ def sbatch_parameters(job):
         "qos": job.qos,
         "constraint": job.constraint,
         "wckey": job.wckey,  # said in any case: submitit's own default is refused by some clusters
-        "additional_parameters": {"requeue": True, "hold": True},
+        "additional_parameters": {"requeue": True, "begin": "now+60"},
         "setup": [
             *(f"module load {module}" for module in job.modules),
             *job.setup,
             "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",
-            f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}",
+            f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1",
         ],
         "srun_args": ["--kill-on-bad-exit=1"],
     }

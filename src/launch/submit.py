@@ -1,76 +1,25 @@
 """Start a run: hand it to Slurm, to background processes, or run it in this process."""
 
-import atexit
+import contextlib
 import dataclasses
-import itertools
 import json
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
-import uuid
-from datetime import datetime
 from pathlib import Path
 
 import submitit
-from submitit.helpers import DelayedSubmission
 
 from src.launch import provenance
-from src.launch.flags import log_path
+from src.launch.files import log_path
 from src.launch.job import ROOT, minutes
+from src.launch.payload import Run
 from src.launch.ranks import export_ranks, strays
+from src.launch.records import make_folder, this_process, write_end, write_record
 from src.launch.script import python_command, sbatch_parameters
-from src.launch.slurm import process_starts
-
-
-class Run:
-    """What each process of the job runs. It is pickled: all that must survive a restart is in the run's folder."""
-
-    def __init__(self, command, config, folder=None, port=None):
-        """
-        Args:
-            command: fit, validate, test or predict
-            config: the whole configuration, as YAML: editing files while the job waits changes nothing
-            folder: of the run; None: submitit's, which holds the job id
-            port: where local processes meet
-        """
-        self.command = command
-        self.config = config
-        self.folder = folder
-        self.port = port
-        self.token = uuid.uuid4().hex
-        self.finished = False
-
-    def __call__(self):
-        job = submitit.JobEnvironment()
-        # What an attempt before this one has left: submitit would take it for this one's.
-        job.paths.result_pickle.unlink(missing_ok=True)
-        if self.port is not None:
-            os.environ["MASTER_PORT"] = str(self.port)
-        export_ranks()
-        if int(os.environ["WORLD_SIZE"]) > 1:
-            atexit.register(leave, self)  # registered first, so called last
-        from src.train import train  # torch is imported only here: describing a job does not need it
-
-        train(self.command, self.config, Path(self.folder or job.paths.folder))
-        self.finished = True
-
-    def checkpoint(self):
-        """What submitit calls when the time is up: the same again, it goes on from what the run's folder holds."""
-        return DelayedSubmission(self)
-
-
-def leave(run):
-    """End a process whose run has finished, at once.
-
-    The threads of gloo, which carries the data between processes without GPUs, sometimes abort the process when Python
-    takes everything down ("terminate called without an active exception"). Slurm would call a good run FAILED.
-    """
-    if run.finished:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
 
 
 def free_port():
@@ -80,24 +29,15 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def make_folder(job):
-    """Make the folder of a run without a job id: <time>_<name>, with _2, _3 ... where that is there already."""
-    name = Path(job.log_path) / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{job.name}"
-    for number in itertools.count(1):
-        folder = name if number == 1 else name.with_name(f"{name.name}_{number}")
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            continue
-
-
 def prepare(command, request):
     """Have src/train.py check what needs torch, and get the data: compute nodes often have no internet.
 
     Returns the whole configuration as YAML.
     """
-    arguments = [command, *request.arguments, "--job", json.dumps(dataclasses.asdict(request.job))]
+    job = dataclasses.asdict(request.job)
+    if request.job.cluster != "slurm":  # nobody gives out CPUs here: the processes share those of this machine
+        job["cpus_per_task"] = max(1, min(job["cpus_per_task"], os.cpu_count() // job["tasks_per_node"]))
+    arguments = [command, *request.arguments, "--job", json.dumps(job)]
     if request.job.cluster == "debug":  # the process that trains: torch is imported once
         from src.train import prepare
 
@@ -110,34 +50,6 @@ def prepare(command, request):
     if done.returncode:
         sys.exit(done.returncode)
     return done.stdout
-
-
-def write_record(folder, command, request, **this_time):
-    """Keep in run.json what run.py list, resume and repeat need to know."""
-    path = folder / "run.json"
-    record = json.loads(path.read_text()) if path.exists() else {"command": command, "submissions": []}
-    record["job"] = dataclasses.asdict(request.job)
-    record["submissions"].append({"submitted": f"{datetime.now():%Y-%m-%d %H:%M:%S}", **this_time})
-    write_json(path, record)
-
-
-def write_end(folder, outcome):
-    """Note in run.json how the last submission ended, where nobody else does."""
-    record = json.loads((folder / "run.json").read_text())
-    record["submissions"][-1] |= {"ended": f"{datetime.now():%Y-%m-%d %H:%M:%S}", "outcome": outcome}
-    write_json(folder / "run.json", record)
-
-
-def write_json(path, content):
-    """All of it or nothing: run.py list may be reading."""
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(content, indent=2) + "\n")
-    new.replace(path)
-
-
-def this_process(pid):
-    """What tells this process from another with its number, later or on another machine."""
-    return {"pid": pid, "started": process_starts([pid]).get(pid), "host": socket.gethostname()}
 
 
 def submit(command, request, folder=None):
@@ -157,7 +69,7 @@ def submit(command, request, folder=None):
 
     print(f"run {folder.name}    {os.path.relpath(folder)}", flush=True)
     provenance.store(folder, os.getpid() if goes_on else "")
-    write_record(folder, command, request, **this_process(os.getpid()))
+    write_record(folder, command, job, **this_process(os.getpid()))
     export_ranks()
     from src.train import train
 
@@ -169,23 +81,33 @@ def submit(command, request, folder=None):
         write_end(folder, outcome)
 
 
+class Executor(submitit.SlurmExecutor):
+    """submitit's, which remembers where it has written the script."""
+
+    def _make_submission_command(self, submission_file_path):
+        self.script = submission_file_path
+        return super()._make_submission_command(submission_file_path)
+
+
 def submit_to_slurm(command, config, request, folder):
-    """Submit with sbatch. The job is held until its folder is complete: it could start before the folder is there."""
+    """Submit with sbatch. The job waits until its folder is there: without a place for its log it would fail.
+
+    It waits by --begin and not by --hold, because sbatch does not check whether a held job can ever run.
+    """
     job = request.job
     target = folder or Path(job.log_path) / "%j"
     parent = folder or Path(job.log_path)
     run = Run(command, config, folder and str(folder))
-    python = shlex.join(python_command(job)) if job.container else None
-    executor = submitit.SlurmExecutor(target, max_num_timeout=job.requeues, python=python)
+    executor = Executor(target, max_num_timeout=job.requeues, python=shlex.join(python_command(job)))
     executor.update_parameters(**sbatch_parameters(job))
     try:
         submitted = executor.submit(run)
-    except submitit.core.utils.FailedJobError as error:
-        for path in parent.glob("*.pkl"):  # what submitit had written for the job
+    except submitit.core.utils.FailedJobError:  # submitit has printed Slurm's message
+        executor.script.unlink()  # what submitit had written for the job
+        for path in parent.glob("*.pkl"):
             if run.token.encode() in path.read_bytes():
                 path.unlink()
-        reasons = [line for line in str(error).splitlines() if "sbatch: error:" in line]
-        sys.exit("\n".join(["Slurm did not take the job, nothing was submitted", *reasons]))
+        sys.exit("Slurm did not take the job, nothing was submitted")
     finally:
         for link in parent.glob(".submission_file_*"):  # what submitit leaves behind, links to the scripts
             if link.is_symlink():
@@ -194,25 +116,45 @@ def submit_to_slurm(command, config, request, folder):
     try:
         (new_folder / "config.yaml").write_text(config)
         provenance.store(new_folder, job_id if folder else "")
-        write_record(new_folder, command, request, id=job_id)
-        subprocess.run(["scontrol", "release", job_id], check=True)
-    except BaseException:  # Ctrl-C too: a job that nobody releases would wait for ever
+        write_record(new_folder, command, job, id=job_id)
+    except BaseException:  # Ctrl-C too
         subprocess.run(["scancel", job_id])
         raise
+    subprocess.run(["scontrol", "update", f"JobId={job_id}", "StartTime=now"])  # if it fails: in a minute
     print_next(new_folder)
+
+
+@contextlib.contextmanager
+def in_the_background():
+    """Processes started here outlive the terminal, and hold none of its streams open."""
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    sys.stdout.flush()
+    streams = [os.dup(number) for number in range(3)]
+    with open(os.devnull, "r+") as nothing:
+        for number in range(3):
+            os.dup2(nothing.fileno(), number)
+    try:
+        yield
+    finally:
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+            os.close(stream)
+        signal.signal(signal.SIGHUP, hangup)
 
 
 def submit_here(command, config, request, folder, goes_on):
     """Start processes in the background of this machine."""
     job = request.job
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    executor = submitit.LocalExecutor(folder, max_num_timeout=job.requeues)
+    os.environ["PYTHONSAFEPATH"] = "1"  # what the script for Slurm exports
+    executor = submitit.LocalExecutor(folder, max_num_timeout=job.requeues, python=shlex.join(python_command(job)))
     executor.update_parameters(
         tasks_per_node=job.tasks_per_node, gpus_per_node=job.gpus_per_node, timeout_min=minutes(job.time)
     )
-    submitted = executor.submit(Run(command, config, str(folder), free_port()))
+    with in_the_background():
+        submitted = executor.submit(Run(command, config, str(folder), free_port()))
     pid = int(submitted.job_id)
-    write_record(folder, command, request, **this_process(pid))
+    write_record(folder, command, job, **this_process(pid))
     provenance.store(folder, pid if goes_on else "")
     print_next(folder)
 

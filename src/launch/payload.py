@@ -1,0 +1,61 @@
+"""What each process of a job runs."""
+
+import atexit
+import os
+import sys
+import uuid
+from pathlib import Path
+
+import submitit
+from submitit.helpers import DelayedSubmission
+
+from src.launch.ranks import export_ranks
+
+
+class Run:
+    """One training or evaluation. It is pickled: all that must survive a restart is in the run's folder."""
+
+    def __init__(self, command, config, folder=None, port=None):
+        """
+        Args:
+            command: fit, validate, test or predict
+            config: the whole configuration, as YAML: editing files while the job waits changes nothing
+            folder: of the run; None: submitit's, which holds the job id
+            port: where local processes meet; on Slurm export_ranks() knows
+        """
+        self.command = command
+        self.config = config
+        self.folder = folder
+        self.port = port
+        self.token = uuid.uuid4().hex  # by which this pickle is found again
+        self.finished = False
+
+    def __call__(self):
+        job = submitit.JobEnvironment()
+        # What an attempt before this one has left: submitit would take it for this one's.
+        job.paths.result_pickle.unlink(missing_ok=True)
+        if self.port is not None:
+            os.environ["MASTER_PORT"] = str(self.port)
+        export_ranks()
+        if int(os.environ["WORLD_SIZE"]) > 1:
+            atexit.register(leave, self)  # registered first, so called last
+        from src.train import train  # torch is imported only here: describing a job does not need it
+
+        train(self.command, self.config, Path(self.folder or job.paths.folder))
+        self.finished = True
+
+    def checkpoint(self):
+        """What submitit calls when the time is up: the same again, it goes on from what the run's folder holds."""
+        return DelayedSubmission(self)
+
+
+def leave(run):
+    """End a process whose run has finished, at once.
+
+    The threads of gloo, which carries the data between processes without GPUs, sometimes abort the process when Python
+    takes everything down ("terminate called without an active exception"). Slurm would call a good run FAILED.
+    """
+    if run.finished:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)

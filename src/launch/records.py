@@ -1,0 +1,97 @@
+"""A run's folder, and run.json in it: what was asked for, when, and which job or process it became."""
+
+import dataclasses
+import itertools
+import json
+import os
+import socket
+import sys
+from datetime import datetime
+from pathlib import Path
+
+from src.launch.files import log_path, nearest
+from src.launch.slurm import process_starts
+
+TIME = "%Y-%m-%d %H:%M:%S"
+
+
+def make_folder(job):
+    """Make the folder of a run without a job id: <time>_<name>, with _2, _3 ... where that is there already.
+
+    Not the process's number: the system gives it again to another, and two runs would share a folder.
+    """
+    name = Path(job.log_path) / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{job.name}"
+    for number in itertools.count(1):
+        folder = name if number == 1 else name.with_name(f"{name.name}_{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+
+
+def find_run(name):
+    """The folder of a run: its path, or its name in logs/."""
+    for folder in (Path(name).expanduser(), log_path() / name):
+        if (folder / "run.json").is_file():
+            return folder.resolve()
+    near = nearest(name, [path.parent.name for path in log_path().glob("*/run.json")])
+    hint = f"did you mean {near}?" if near else "python run.py list names those there are"
+    sys.exit(f"there is no run {name}: {hint}")
+
+
+def config_of(folder):
+    """The path of a run's configuration."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        sys.exit(f"{folder} holds no config.yaml: it is not a run that can be gone on with")
+    return path
+
+
+def read_record(folder):
+    """What run.json says: command, job, submissions."""
+    return json.loads((folder / "run.json").read_text())
+
+
+def write_json(path, content):
+    """All of it or nothing: run.py list may be reading."""
+    new = path.with_suffix(f".{os.getpid()}")
+    new.write_text(json.dumps(content, indent=2) + "\n")
+    new.replace(path)
+
+
+def write_record(folder, command, job, **submission):
+    """Note a submission.
+
+    Args:
+        job: what is asked for, a Job
+        submission: id of the Slurm job, or this_process()
+    """
+    path = folder / "run.json"
+    record = read_record(folder) if path.exists() else {"command": command, "submissions": []}
+    record["job"] = dataclasses.asdict(job)
+    record["submissions"].append({"submitted": f"{datetime.now():{TIME}}", **submission})
+    write_json(path, record)
+
+
+def write_end(folder, outcome):
+    """Note how the last submission ended, where nobody else does."""
+    record = read_record(folder)
+    record["submissions"][-1] |= {"ended": f"{datetime.now():{TIME}}", "outcome": outcome}
+    write_json(folder / "run.json", record)
+
+
+def this_process(pid):
+    """What tells this process from another with its number, later or on another machine."""
+    return {"pid": pid, "started": process_starts([pid]).get(pid), "host": socket.gethostname()}
+
+
+def is_running(submission, starts):
+    """Whether the process that was started then runs still.
+
+    Args:
+        starts: what process_starts() has found
+    """
+    if submission.get("host") != socket.gethostname() or "outcome" in submission:
+        return False
+    return submission["started"] is not None and starts.get(submission["pid"]) == submission["started"]
