@@ -41,6 +41,8 @@ from src.callbacks.stop_when_asked import StopWhenAsked  # noqa: E402
 from src.callbacks.tensorboard import TensorBoardPages  # noqa: E402
 from src.config import instantiate, merge, read, settings_of  # noqa: E402
 from src.datasets.batches import Batches  # noqa: E402
+from src.datasets.images import ImageDataModule  # noqa: E402
+from src.models.classifier import Classifier  # noqa: E402
 from src.settings import period, seconds  # noqa: E402
 from src.utils.loggers import make_logger, shown_hparams  # noqa: E402
 from src.utils.logs import setup_logging  # noqa: E402
@@ -94,6 +96,7 @@ def train(command, config_text, run_folder):
         warnings.filterwarnings("ignore", message=f".*{message}")
     L.seed_everything(settings.seed)
     torch.set_num_threads(threads(settings, config.job))
+    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # else Lightning sets another number with DDP
     parts = instantiate(config)
     data, model = parts.data, parts.model
     data.shuffle = not settings.overfit_batches
@@ -106,7 +109,11 @@ def train(command, config_text, run_folder):
     logger = None
     if command == "fit" and not settings.fast_dev_run:
         logger = make_logger(parts.logger, run_folder, shown_hparams(config), step)
-    trainer = make_trainer(settings, run_folder, logger, parts.callbacks, config.trainer)
+    callbacks = parts.callbacks
+    images = isinstance(data, ImageDataModule) and isinstance(model, Classifier)
+    if images and isinstance(logger, L.pytorch.loggers.TensorBoardLogger):  # the others get the numbers, no pictures
+        callbacks = [TensorBoardPages(logger.shown), *callbacks]
+    trainer = make_trainer(settings, run_folder, logger, callbacks, config.trainer)
     if command == "fit":
         fit(trainer, model, data, checkpoint, settings, run_folder)
     else:
@@ -188,8 +195,6 @@ def make_trainer(settings, run_folder, logger, callbacks, more):
     own = [ExactResume(settings.seed), FiniteLoss(run_folder)]
     if not settings.fast_dev_run:
         own += [checkpoints, StopWhenAsked(checkpoints)]
-    if isinstance(logger, L.pytorch.loggers.TensorBoardLogger):  # the others get the numbers, not the pictures
-        own.append(TensorBoardPages(logger.shown))
     limits = {"limit_train_batches": settings.limit_train_batches, "limit_val_batches": settings.limit_val_batches}
     if settings.overfit_batches:
         limits = dict.fromkeys(limits, settings.overfit_batches)
@@ -277,8 +282,8 @@ def take(run_folder, config_text):
     run_folder.mkdir(parents=True, exist_ok=True)
     file = open(run_folder / ".taken", "a+")  # noqa: SIM115 (it stays open)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: data workers would inherit that, and keep it
+    except (BlockingIOError, PermissionError):  # which of them depends on the system
         file.seek(0)
         sys.exit(f"the run folder {run_folder} is in use by {file.read().strip()}: wait for it, or stop it")
     except OSError:  # a file system without locks
