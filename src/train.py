@@ -8,6 +8,7 @@ run.py describes a job, starts it here or on Slurm, and calls the same train() i
 """
 
 import argparse
+import errno
 import fcntl
 import logging
 import os
@@ -132,7 +133,15 @@ def fit(trainer, model, data, checkpoint, settings, run_folder):
             (run_folder / "model_summary.txt").write_text(f"{summary}\n")
         if settings.init_from:
             init_weights(model, settings.init_from)
-    trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
+    again = "When that is mended, give the same command again: the training goes on from the newest checkpoint."
+    try:
+        trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
+    except OSError as error:  # not from the checkpoints, but from TensorBoard's files and the like
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        sys.exit(f"{run_folder} could not be written to ({error.strerror}). {again}")
+    if trainer.strategy.checkpoint_io.failed:
+        sys.exit(f"the end of the training could not be written to {run_folder}. {again}")
     [metrics] = trainer.test(model, data, verbose=False)
     numbers = [f"{name.replace('/', ' ')}: {value:.4f}" for name, value in metrics.items()]
     timer = next(callback for callback in trainer.callbacks if isinstance(callback, Timer))
