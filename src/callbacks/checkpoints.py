@@ -68,6 +68,9 @@ class Checkpoints(L.Callback):
 
     def on_train_start(self, trainer, module):
         self.saved_step = trainer.global_step  # it came from a checkpoint, or there is nothing to save yet
+        if trainer.is_global_zero:
+            for path in self.folder.glob(".*.partial"):  # of a process that was killed while it wrote
+                path.unlink(missing_ok=True)
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         # Here everything about the last step is done, also the validation after it and the end of its epoch.
