@@ -1,0 +1,103 @@
+"""Images in one HDF5 file, as src/hdf5/pack.py writes it. A batch is read when it is needed, so not all have to fit in
+memory.
+
+python run.py --data HDF5Images --data.path digits.h5
+python run.py --data HDF5Images --data.path digits.h5 --data.stage auto     copy it to the node's local disk first
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+
+from src.datasets.images import ImageDataModule
+from src.hdf5.index import PackError, read_index
+from src.hdf5.reader import HDF5Dataset
+from src.hdf5.staging import stage
+
+
+class Pairs(Dataset):
+    """Some of the images of a packed file, by the batch: uint8 (N, C, H, W), and their labels, int64 (N)."""
+
+    def __init__(self, items, indices):
+        self.items = items
+        self.indices = indices
+
+    def __len__(self):
+        return len(self.indices)
+
+    def __getitem__(self, index):
+        item = self.items[self.indices[index]]
+        return item["image"], item["label"]
+
+    def __getitems__(self, indices):
+        batch = self.items.__getitems__(self.indices[torch.as_tensor(indices)])
+        return batch["image"], batch["label"]
+
+
+class HDF5Images(ImageDataModule):
+    """What is wrong with the file ends the program with one sentence."""
+
+    def __init__(
+        self,
+        path: str,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int = 1,
+        data_dir: str | None = None,
+        augment: bool = True,
+        crop: bool = True,
+        flip: bool = True,
+        stage: str | None = None,
+    ) -> None:
+        """Settings; the flags of the same names say what they are.
+
+        Args:
+            path: the file; its index lies beside it
+            batch_size: images in a step, of all processes together
+            num_workers: processes that load data
+            seed: decides the order of the training images
+            data_dir: is not used: path says where the file is
+            augment: crop and mirror training images at random, as crop and flip say
+            crop: move training images by a few pixels
+            flip: mirror training images
+            stage: read from a copy in this folder on the node's local disk; auto: in $SLURM_TMPDIR or $TMPDIR
+        """
+        super().__init__(batch_size, num_workers, seed, data_dir, augment)
+        self.path, self.stage = Path(path).expanduser(), stage
+        self.crop, self.flip = crop, flip
+        try:
+            about = read_index(self.path).about
+        except PackError as error:
+            sys.exit(str(error))
+        if not {"shape", "classes"} <= set(about):
+            sys.exit(f"{self.path} was not written by src/hdf5/pack.py: shape and classes of its images are unknown")
+        self.shape, self.classes = about["shape"], about["classes"]
+        self.mean, self.std = [0.5] * self.shape[0], [0.5] * self.shape[0]  # from 0 to 1 becomes -1 to 1
+
+    def prepare_data(self):
+        pass  # the file is there
+
+    def setup(self, stage):
+        """stage: fit, validate, test or predict. Sets train_set and val_set, or test_set."""
+        training = stage in ("fit", "validate")
+        try:
+            items = HDF5Dataset(self.local_path(), "train" if training else "test")
+        except PackError as error:
+            sys.exit(str(error))
+        if not training:
+            self.test_set = Pairs(items, torch.arange(len(items)))
+            return
+        # The same split as that of images in memory.
+        order = torch.randperm(len(items), generator=torch.Generator().manual_seed(0))
+        val_size = min(5_000, len(items) // 10)
+        if not val_size:
+            sys.exit(f"{self.path} has only {len(items)} training images: it takes 10 to put one of them aside")
+        self.train_set = Pairs(items, order[:-val_size])
+        self.val_set = Pairs(items, order[-val_size:])
+
+    def local_path(self):
+        if self.stage is None:
+            return self.path
+        return stage(self.path, None if self.stage == "auto" else self.stage)

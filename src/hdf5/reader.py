@@ -1,0 +1,191 @@
+"""Read the items of an HDF5 file: one by one, or a whole batch in one call."""
+
+import bisect
+import itertools
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from torch.utils.data import Dataset, default_collate
+
+from src.hdf5.index import ATTRIBUTE, PackError, open_file, read_index
+
+SMALL = 1 << 16  # bytes: stacked numbers or texts of this size, such as labels, are read once and kept
+
+
+class RawHDF5Dataset(Dataset):
+    """The items of any HDF5 file, whoever wrote it, as NumPy: {dataset: array, number or text}.
+
+    Without an index all groups have to be looked at, which takes a minute for a million: HDF5Dataset does not.
+
+    The file is opened by the first read of each process, so the data set may be pickled, and sent to workers that were
+    forked or spawned, at any time.
+
+    Args:
+        path: the file
+        part: only the groups below this one, such as train
+        transform: a function of an item, which returns what is to come in its place
+        stacked: True if a group holds many items, one above the other; its datasets have the same length
+    Raises:
+        PackError: one sentence, if the file is not there, is damaged, or is not such a file
+    """
+
+    def __init__(self, path, part="", transform=None, stacked=False):
+        self.path = Path(path).absolute()
+        self.part = part.strip("/")
+        self.transform = transform
+        self.stacked = stacked
+        self.file, self.pid, self.open_groups = None, None, {}
+        below = f"{self.part}/" if self.part else ""
+        groups = [(name, count) for name, count in self.find_groups() if f"{name}/".startswith(below)]
+        if self.part and not groups:
+            raise PackError(f"{self.path} holds nothing below {self.part}")
+        self.names = [name for name, _ in groups]
+        self.ends = list(itertools.accumulate(count for _, count in groups)) if self.stacked else []
+
+    def find_groups(self):
+        """Yields (name, number of items) of each group."""
+        with open_file(self.path) as file:
+            yield from self.walk(file)
+
+    def walk(self, group):
+        children = list(group.values())
+        datasets = [child for child in children if isinstance(child, h5py.Dataset)]
+        if datasets:
+            lengths = {len(dataset) if dataset.shape else None for dataset in datasets}
+            if self.stacked and (len(lengths) > 1 or None in lengths):
+                raise PackError(f"{self.path}: the datasets of {group.name} have not one length, so it is not stacked")
+            yield group.name.strip("/"), lengths.pop() if self.stacked else 1
+        for child in children:
+            if isinstance(child, h5py.Group):
+                yield from self.walk(child)
+
+    def __len__(self):
+        return (self.ends or [0])[-1] if self.stacked else len(self.names)
+
+    def __getitem__(self, index):
+        index = int(index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"item {index} of {len(self)}")
+        item = self.read(index % len(self))
+        return self.transform(item) if self.transform else item
+
+    def __getitems__(self, indices):
+        """A batch: of each dataset the values of all these items, one above the other. Texts: a list.
+
+        In a DataLoader of your own it takes collate_fn=torch.utils.data.default_convert: the batch is made here.
+        """
+        indices = [int(index) for index in indices]
+        items = [None] * len(indices)
+        for place in sorted(range(len(indices)), key=indices.__getitem__):  # in the order of the file
+            items[place] = self[indices[place]]
+        if self.transform:
+            return default_collate(items)
+        try:
+            return {key: self.stack([item[key] for item in items]) for key in items[0]}
+        except (KeyError, ValueError, RuntimeError):
+            raise PackError(
+                f"{self.path}: the items {indices} do not have the same datasets and shapes, so they make no batch: "
+                "give a transform that makes them alike"
+            ) from None
+
+    def read(self, index):
+        """One item as it is stored."""
+        if self.stacked:
+            number = bisect.bisect_right(self.ends, index)
+            row = index - (self.ends[number - 1] if number else 0)
+        else:
+            number, row = index, ()
+        name = self.names[number]
+        try:
+            return {key: self.convert(dataset[row]) for key, dataset in self.open_group(name).items()}
+        except (OSError, KeyError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise PackError(f"{self.path}: the group {name} cannot be read: {reason}") from None
+
+    def open_group(self, name):
+        """The datasets of a group. Stacked groups are few and read again and again: they stay open."""
+        file = self.opened()
+        if name in self.open_groups:
+            return self.open_groups[name]
+        datasets = {}
+        for key, dataset in file[name or "/"].items():
+            if isinstance(dataset, h5py.Dataset):
+                text = h5py.check_string_dtype(dataset.dtype)
+                small = self.stacked and dataset.ndim == 1 and dataset.nbytes <= SMALL
+                dataset = dataset.asstr() if text else dataset
+                datasets[key] = dataset[()] if small else dataset
+        if self.stacked:
+            self.open_groups[name] = datasets
+        return datasets
+
+    def opened(self):
+        """The open file of this process."""
+        if self.file is not None and self.pid != os.getpid():
+            self.close()  # it was opened before a fork: reading it here would move our parent's place in it
+        if self.file is None:
+            self.file, self.pid = self.open(), os.getpid()
+        return self.file
+
+    def open(self):
+        return open_file(self.path)
+
+    def close(self):
+        if self.file is not None:
+            self.file.close()
+        self.file, self.open_groups = None, {}
+
+    def __getstate__(self):
+        """What is pickled: everything but the open file."""
+        return self.__dict__ | {"file": None, "open_groups": {}}
+
+    def convert(self, value):
+        return value
+
+    def stack(self, values):
+        return values if isinstance(values[0], str) else np.stack(values)
+
+
+class HDF5Dataset(RawHDF5Dataset):
+    """The items of a file of HDF5Writer, as tensors: {dataset: tensor or text}. Its index says which there are.
+
+    Index and file are compared when the data set is made, and once more when a process opens the file.
+
+    Args:
+        path: data.h5, with data.json beside it
+        part: only the groups below this one, such as train
+        transform: a function of an item, which returns what is to come in its place
+    """
+
+    def __init__(self, path, part="", transform=None):
+        index = read_index(path)
+        self.about = index.about  # what the writer noted
+        self.digest = index.digest()
+        self.fingerprint = f"{self.digest} {part}"  # other items have another: for the caches in src/datasets/cached.py
+        self.groups = index.groups
+        super().__init__(path, part, transform, index.stacked)
+        del self.groups
+
+    def find_groups(self):
+        return self.groups
+
+    def open(self):
+        file = open_file(self.path)
+        if file.attrs.get(ATTRIBUTE) != self.digest:
+            raise PackError(f"{self.path} was replaced while it was in use: start again")
+        return file
+
+    def convert(self, value):
+        if isinstance(value, str):
+            return value
+        if isinstance(value, np.ndarray) and value.dtype == object:
+            return value.tolist()  # texts
+        try:
+            return torch.as_tensor(value)
+        except TypeError:
+            raise PackError(f"{self.path} has values of type {value.dtype}, which torch does not know") from None
+
+    def stack(self, values):
+        return torch.stack(values) if isinstance(values[0], torch.Tensor) else values
