@@ -180,6 +180,7 @@ def test_help_names_every_flag_with_its_default(project):
         ("--log_path /proc/none", ["cannot write to /proc/none", "--log_path"]),
         ("--overfit_batches 2 --limit_val_batches 1", ["--overfit_batches sets both limits"]),
         ("--cluster local --model.fails true", ["the model fails"]),
+        ("--config /etc", ["--config /etc", "no such file"]),
         ("--cluster debug --model.fails true", ["the model fails"]),
     ],
 )
@@ -367,8 +368,8 @@ def test_a_local_run_is_cancelled_with_all_its_processes(own):
     record = folder / "run.json"
     text = record.read_text()
     [submission] = json.loads(text)["submissions"]
-    record.write_text(text.replace(submission["started"], "Mon Jan  1 00:00:00 2001"))
-    assert "does not run: ENDED" in own.shell(f"python run.py cancel {name}").stdout
+    record.write_text(text.replace(str(submission["started"]), "1.0"))
+    assert "does not run: FAILED" in own.shell(f"python run.py cancel {name}").stdout
     record.write_text(text.replace(submission["host"], "elsewhere"))
     assert_one_sentence(own.shell(f"python run.py resume {name}"), "cannot be seen from here", "elsewhere")
     record.write_text(text)
@@ -547,7 +548,15 @@ def test_a_refusal_of_slurm_leaves_nothing_behind(own, cluster):
         done = cluster.run(f"python run.py {flags}", own.folder)
         assert done.returncode == 1 and "Traceback" not in done.stderr
         assert "nothing was submitted" in done.stderr and words in done.stderr
-    assert list(own.logs.iterdir()) == []
+        assert list(own.logs.iterdir()) == []
+
+    # Slurm's numbers begin again, as on another cluster: the old run in that folder is not gone on with.
+    next_id = int(cluster.submit("--wrap true", own.folder)) + 1
+    (own.logs / str(next_id)).mkdir()
+    (own.logs / str(next_id) / "run.json").write_text("{}")
+    done = cluster.run("python run.py", own.folder)
+    assert done.returncode == 1 and f"job {next_id} would go on with the old run" in done.stderr
+    assert cluster.wait(next_id) == "CANCELLED"
 
 
 def test_two_nodes_train_one_network(tmp_path, cluster):

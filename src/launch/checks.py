@@ -22,6 +22,8 @@ def check_place(request):
         return ERROR, f"--nodes {job.nodes} needs Slurm: --cluster {job.cluster} has this machine only"
     if job.cluster == "debug" and job.processes > 1:
         return ERROR, f"--cluster debug is one process, not {job.processes}: take --cluster local, or Slurm"
+    if job.cluster == "slurm" and not request.dry_run and not shutil.which("sbatch"):
+        return ERROR, "--cluster slurm needs sbatch, which is not found here: take --cluster local"
     return OK, f"{job.nodes} x {job.tasks_per_node} = {job.processes} processes on --cluster {job.cluster}"
 
 

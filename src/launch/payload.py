@@ -32,8 +32,9 @@ class Run:
 
     def __call__(self):
         job = submitit.JobEnvironment()
-        # What an attempt before this one has left: submitit would take it for this one's.
-        job.paths.result_pickle.unlink(missing_ok=True)
+        # What an attempt before this one has left: submitit would take it for this one's, or refuse to write it.
+        for stale in job.paths.folder.glob(f"{job.paths.result_pickle.name}*"):
+            stale.unlink(missing_ok=True)
         if self.port is not None:
             os.environ["MASTER_PORT"] = str(self.port)
         export_ranks()

@@ -30,34 +30,34 @@ def ids_of(records):
     return [submission["id"] for record in records for submission in record["submissions"] if "id" in submission]
 
 
-def outcome_of(folder, submission):
-    """How a run ended that Slurm knows nothing about: by what its processes have left."""
+def outcome_of(folder, submission, tasks):
+    """How a run ended that Slurm knows nothing about: by what its processes, so many as tasks, have left."""
     if "outcome" in submission:
         return submission["outcome"]
-    files = list(folder.glob(f"{submission.get('id') or submission.get('pid')}_*_result.pkl"))
-    if not files:
-        here = submission.get("host", "") == socket.gethostname()
-        return "ENDED" if here else f"UNKNOWN (on {submission.get('host', 'Slurm')})"
     # Each is a pickled pair: "success" or "error", and what the process returned or said.
+    files = folder.glob(f"{submission.get('id') or submission.get('pid')}_*_result.pkl")
     succeeded = [pickle.loads(file.read_bytes())[0] == "success" for file in files]
-    return "COMPLETED" if all(succeeded) else "FAILED"
+    if len(succeeded) == tasks and all(succeeded):
+        return "COMPLETED"
+    host = submission.get("host", "Slurm")
+    return "FAILED" if host == socket.gethostname() else f"UNKNOWN (on {host})"
 
 
 def describe_run(folder, record, slurm, starts):
     """One run as a dictionary: state, start, elapsed, attempts."""
     last = record["submissions"][-1]
-    attempts = [attempt for submission in record["submissions"] for attempt in slurm.get(submission.get("id"), [])]
-    if attempts:
-        return {**attempts[-1], "attempts": len(attempts)}
+    attempts = sum(len(slurm.get(submission.get("id"), [1])) for submission in record["submissions"])
+    if slurm.get(last.get("id")):
+        return {**slurm[last["id"]][-1], "attempts": attempts}
     if is_running(last, starts):
         state, end = "RUNNING", time.time()
     else:
-        state = outcome_of(folder, last)
+        state = outcome_of(folder, last, record["job"]["nodes"] * record["job"]["tasks_per_node"])
         end = max(path.stat().st_mtime for path in folder.iterdir())
     if "ended" in last:
         end = datetime.strptime(last["ended"], TIME).timestamp()
     elapsed = clock(max(0, end - datetime.strptime(last["submitted"], TIME).timestamp()))
-    return {"state": state, "start": last["submitted"], "elapsed": elapsed, "attempts": len(record["submissions"])}
+    return {"state": state, "start": last["submitted"], "elapsed": elapsed, "attempts": attempts}
 
 
 def clock(seconds):
@@ -77,14 +77,15 @@ def describe_all(folders):
 
 
 def log_file(folder):
-    """The log of the first process, of the newest job in the folder; None without one."""
-    return max(folder.glob("*_0_log.out"), key=lambda path: path.stat().st_mtime, default=None)
+    """The log of the first process of the last job in the folder. It may not be there yet."""
+    last = read_record(folder)["submissions"][-1]
+    return folder / f"{last.get('id') or last['pid']}_0_log.out"
 
 
 def progress(folder):
     """The last epoch's line in the log, else its last line."""
     path = log_file(folder)
-    if path is None:
+    if not path.exists():
         return ""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 100_000))
@@ -122,21 +123,18 @@ def log_(argv):
     follow = "-f" in argv
     folder = only_run("log", [word for word in argv if word != "-f"])
     path = log_file(folder)
-    if path is None and read_record(folder)["job"]["cluster"] == "debug":
+    if read_record(folder)["job"]["cluster"] == "debug":
         sys.exit(f"{folder.name} ran in its own terminal (--cluster debug): it has no log file")
-    if path is None and not follow:
-        sys.exit(f"{folder.name} has no log yet: it waits in the queue, see   python run.py list")
-    while path is None:
-        time.sleep(1)
-        path = log_file(folder)
-    errors = path.with_suffix(".err")
-    if not follow:
-        sys.stdout.write(path.read_text(errors="replace"))
-        if errors.exists() and errors.stat().st_size:
-            print(f"there are messages in {os.path.relpath(errors)}", file=sys.stderr)
+    if follow:
+        with contextlib.suppress(KeyboardInterrupt):
+            subprocess.run(["tail", "-n", "+1", "-F", path])  # it waits for a file that is not there yet
         return
-    with contextlib.suppress(KeyboardInterrupt):
-        subprocess.run(["tail", "-n", "+1", "-F", path])
+    if not path.exists():
+        sys.exit(f"{folder.name} has no log yet: it waits in the queue, see   python run.py list")
+    sys.stdout.write(path.read_text(errors="replace"))
+    errors = path.with_suffix(".err")
+    if errors.exists() and errors.stat().st_size:
+        print(f"there are messages in {os.path.relpath(errors)}", file=sys.stderr)
 
 
 def cancel_(argv):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 from collections import defaultdict
+from datetime import datetime
 
 # States of squeue in which a job may still write into its folder.
 ACTIVE = {
@@ -42,18 +43,26 @@ def attempts_of(ids):
         known = attempts[job]
         if known and known[-1]["state"] in ACTIVE:
             known.pop()
-        known.append({"state": state, "start": when(start), "elapsed": elapsed})
+        start = "-" if state == "PENDING" else when(start)  # what squeue says of it is a guess
+        known.append({"state": state, "start": start, "elapsed": elapsed})
     return attempts
 
 
 def process_starts(pids):
-    """When each of these processes started, those that run: a pid alone may be another process's by now."""
+    """When each of these processes started, in seconds of the system's clock; those that run.
+
+    A process's number alone may be another's by now.
+    """
     if not pids:
         return {}
     ps = ["ps", "-o", "pid=,stat=,lstart=", "-p", ",".join(str(pid) for pid in pids)]
     lines = subprocess.run(ps, capture_output=True, text=True, env=os.environ | {"LC_ALL": "C"}).stdout.splitlines()
     rows = [line.split(maxsplit=2) for line in lines]
-    return {int(pid): start for pid, state, start in rows if not state.startswith("Z")}  # Z: it has ended
+    return {
+        int(pid): datetime.strptime(start, "%a %b %d %H:%M:%S %Y").timestamp()
+        for pid, state, start in rows
+        if not state.startswith("Z")  # it has ended
+    }
 
 
 def descendants(pid):

@@ -57,6 +57,7 @@ def submit(command, request, folder=None):
     job = request.job
     for name in strays(os.environ):
         del os.environ[name]
+    os.environ["PYTHONSAFEPATH"] = "1"  # as the script for Slurm has it: no modules of the folder where one is
     config = prepare(command, request)
     Path(job.log_path).mkdir(parents=True, exist_ok=True)
     if job.cluster == "slurm":
@@ -113,6 +114,11 @@ def submit_to_slurm(command, config, request, folder):
             if link.is_symlink():
                 link.unlink(missing_ok=True)
     job_id, new_folder = submitted.job_id, submitted.paths.folder
+    if not folder and (new_folder / "run.json").exists():
+        subprocess.run(["scancel", job_id])
+        sys.exit(
+            f"job {job_id} would go on with the old run in {new_folder}: Slurm's numbers began again, move it away"
+        )
     try:
         (new_folder / "config.yaml").write_text(config)
         provenance.store(new_folder, job_id if folder else "")
@@ -146,7 +152,6 @@ def submit_here(command, config, request, folder, goes_on):
     """Start processes in the background of this machine."""
     job = request.job
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    os.environ["PYTHONSAFEPATH"] = "1"  # what the script for Slurm exports
     executor = submitit.LocalExecutor(folder, max_num_timeout=job.requeues, python=shlex.join(python_command(job)))
     executor.update_parameters(
         tasks_per_node=job.tasks_per_node, gpus_per_node=job.gpus_per_node, timeout_min=minutes(job.time)
