@@ -116,9 +116,7 @@ def submit_to_slurm(command, config, request, folder):
     job_id, new_folder = submitted.job_id, submitted.paths.folder
     if not folder and (new_folder / "run.json").exists():
         subprocess.run(["scancel", job_id])
-        sys.exit(
-            f"job {job_id} would go on with the old run in {new_folder}: Slurm's numbers began again, move it away"
-        )
+        sys.exit(f"job {job_id} would go on with the old run in {new_folder}: Slurm counts anew, so move it away")
     try:
         (new_folder / "config.yaml").write_text(config)
         provenance.store(new_folder, job_id if folder else "")
