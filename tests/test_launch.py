@@ -431,6 +431,9 @@ SHOW = "from src.launch.ranks import *; export_ranks(); print(*[os.environ[name]
         ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
           "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, "1 2 1 2 0 127.0.0.1"),
         ({"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}, "1 2 1 2 0 127.0.0.1"),
+        # mpirun in a Slurm job
+        ({"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "0",
+          "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "SLURM_JOB_NODELIST": "a1,b[1-2]", "SLURM_PROCID": "0"}, "2 4 0 2 1 a1"),
         ({"PALS_RANKID": "3", "PMI_SIZE": "4", "PALS_LOCAL_RANKID": "1", "PMI_LOCAL_SIZE": "2", "MASTER_ADDR": "a"},
          "3 4 1 2 1 a"),
     ],

@@ -31,7 +31,7 @@ Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?\d+$"), 
 
 
 def nearest(word, known):
-    """A hint, such as ": did you mean --nodes?", or nothing."""
+    """The known word that was probably meant, or None."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return near[0] if near else None
 

@@ -72,9 +72,8 @@ def started_by_srun():
     return rank, size, int(os.environ["SLURM_LOCALID"]), counts[node]
 
 
-def first_host():
-    """The node of rank 0 in a Slurm job step. In a container there may be no scontrol: then the list is read here."""
-    nodes = os.environ["SLURM_STEP_NODELIST"]  # such as gpu[03-05,9],login1
+def first_host(nodes):
+    """The first of gpu[03-05,9],login1. In a container there may be no scontrol: then the list is read here."""
     try:
         names = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, timeout=60)
         if names.returncode == 0 and names.stdout:
@@ -111,7 +110,9 @@ def export_ranks():
     if size == local_size:
         found["MASTER_ADDR"] = "127.0.0.1"  # needs no name to be looked up
     elif srun:
-        found["MASTER_ADDR"] = first_host()
+        found["MASTER_ADDR"] = first_host(os.environ["SLURM_STEP_NODELIST"])
+    elif "SLURM_JOB_NODELIST" in os.environ:  # mpirun in a Slurm job
+        found["MASTER_ADDR"] = first_host(os.environ["SLURM_JOB_NODELIST"])
     elif "MASTER_ADDR" not in os.environ:
         sys.exit(
             f"{size} processes on several nodes do not know where to meet: set MASTER_ADDR to the name of the first "
