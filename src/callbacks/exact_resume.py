@@ -6,12 +6,14 @@ Lightning's checkpoint holds the weights, the optimizer, the learning rate sched
 - the position among the images: the batches begin where the counters say (src/datasets/batches.py)
 - the counters, when a checkpoint is written elsewhere than where Lightning expects it: corrected here
 - what the metrics have counted so far in this epoch, in every process: added here
+- the order in which DDP adds up the gradients of more than two processes: made the same from the first step on, here
 """
 
 import logging
 
 import lightning as L
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import Metric
 
 from src.utils.processes import close_channel, gather, largest, open_channel
@@ -35,6 +37,7 @@ class ExactResume(L.Callback):
         close_channel()
 
     def on_train_start(self, trainer, module):
+        settle_buckets(trainer.strategy.model)
         if self.resumed is None:
             return
         step = trainer.global_step
@@ -86,6 +89,24 @@ class ExactResume(L.Callback):
                 setattr(modules[name], state, to_device(value, modules[name].device))
             modules[name]._update_count = updates
             modules[name]._computed = None
+
+
+def settle_buckets(model):
+    """Have DDP put the gradients into its buckets as it will after the first step.
+
+    DDP sends gradients in buckets, and after its first step it packs them anew, in the order in which they came. The
+    place in a bucket decides in which order the processes' numbers are added up, so with more than two of them it
+    decides about rounding. The first step after a restart would be rounded otherwise than the same step without one.
+    So here comes a first step with a gradient of zero.
+    """
+    if not isinstance(model, DistributedDataParallel):
+        return
+    model.reducer.prepare_for_backward([])
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    sum(parameter.sum() * 0 for parameter in parameters).backward()
+    model.reducer._rebuild_buckets()
+    for parameter in parameters:
+        parameter.grad = None
 
 
 def counts(module):
