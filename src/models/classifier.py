@@ -63,8 +63,9 @@ class Classifier(L.LightningModule):
         super().__init__()
         if pretrained:  # the weights know images in colour, normalised as they were when they were trained
             shape = [3, *shape[1:]]
-            self.normalisation = normalisation(arch)
         self.network = make_network(arch, stem, pretrained, shape, num_classes)
+        if pretrained:
+            self.normalisation = normalisation(arch)
         if dropout:
             add_dropout(self.network, dropout)
         self.loss_function = getattr(nn, criterion)()

@@ -13,6 +13,8 @@ from src.utils.cache_models import check_weights
 def make_network(arch, stem, pretrained, shape, num_classes):
     """The network of that name: images (N, *shape) to logits (N, num_classes). shape: [channels, height, width]"""
     channels, height, width = shape
+    if pretrained and arch in ("mlp", "mlp_wide", "cnn"):
+        sys.exit(f"pretrained is for torchvision's networks: there are no weights of {arch}")
     if arch == "mlp":
         return nn.Sequential(
             nn.Flatten(),
