@@ -1,0 +1,199 @@
+"""Trainings as the tests start them, stop them and compare them. Each is a process of its own, or two."""
+
+import contextlib
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from lesson import REPOSITORY
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
+
+LIMIT = 120  # seconds, for one training
+EVERYTHING = {"tensors": 0}  # 0: all steps; the default is a sample of them
+# Processes of their own that have imported torch and Lightning already: what takes 5 seconds is done once.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["src.train"])
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def clean(environment):
+    """Without what torchrun, Slurm or the tests' own processes have left."""
+    strays = ("SLURM_", "SUBMITIT_", "PYTEST_", "RANK", "WORLD_SIZE", "LOCAL_", "GROUP_RANK", "MASTER_")
+    return {name: value for name, value in environment.items() if not name.startswith(strays)}
+
+
+class Training:
+    """`python src/train.py COMMAND --run_folder FOLDER FLAGS`, running, and what it has written."""
+
+    def __init__(self, folder, flags, command="fit", processes=1, launcher=None, path=None):
+        """Start it.
+
+        Args:
+            folder: the run's folder
+            flags: as they are typed
+            command: fit, validate, test or predict
+            processes: how many share the work
+            launcher: what is typed before src/train.py, such as python or torchrun; None: forked, which is faster
+            path: a folder for PYTHONPATH
+        """
+        self.folder = Path(folder)
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self.outputs = [Path(f"{self.folder}.{time.monotonic_ns()}.{rank}.txt") for rank in range(processes)]
+        arguments = [command, "--run_folder", str(folder), *flags.split()]
+        python_path = {"PYTHONPATH": f"{REPOSITORY}:{path}"} if path else {}
+        if launcher:
+            with open(self.outputs[0], "w") as output:
+                started = subprocess.Popen(
+                    [*launcher.split(), "src/train.py", *arguments],
+                    cwd=REPOSITORY,
+                    env=clean(os.environ) | python_path,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            self.started = [started]
+            self.outputs = self.outputs[:1]
+        else:
+            os.environ["PYTHONPATH"] = str(REPOSITORY)  # the server is started at the first use
+            port = free_port()
+            self.started = [
+                FORKS.Process(target=forked, args=(arguments, output, rank, processes, port, path))
+                for rank, output in enumerate(self.outputs)
+            ]
+            for process in self.started:
+                process.start()
+
+    @property
+    def pids(self):
+        return [process.pid for process in self.started]
+
+    def codes(self):
+        """Exit codes; None of those that are running."""
+        return [process.poll() if hasattr(process, "poll") else process.exitcode for process in self.started]
+
+    def running(self):
+        return None in self.codes()
+
+    def wait(self, limit=LIMIT):
+        """Until it has ended; the exit code, of several the largest."""
+        deadline = time.monotonic() + limit
+        while self.running():
+            if time.monotonic() > deadline:
+                self.kill()
+                raise AssertionError(f"still running after {limit} s:\n{self.output()}")
+            time.sleep(0.01)
+        return max(self.codes())
+
+    def ends_well(self):
+        """Wait until it has ended; itself."""
+        assert self.wait() == 0, self.output()
+        return self
+
+    def kill(self, number=signal.SIGKILL):
+        """Each process with all that it has started."""
+        for pid in self.pids:
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                os.killpg(pid, number)
+        while number == signal.SIGKILL and self.running():
+            time.sleep(0.005)
+
+    def has_noted(self, words):
+        """Whether the test's model in the first process has noted this; see test_resume.py."""
+        notes = Path(f"{self.folder}.notes.0")
+        return notes.exists() and words in notes.read_text()
+
+    def until(self, condition):
+        """Wait until this is true."""
+        deadline = time.monotonic() + LIMIT
+        while not condition():
+            assert self.running(), f"ended too early:\n{self.output()}"
+            assert time.monotonic() < deadline, self.output()
+            time.sleep(0.002)
+
+    def until_step(self, step):
+        """Wait for a checkpoint of this step or a later one."""
+        self.until(lambda: any(found >= step for found in steps(self.folder)))
+
+    def output(self):
+        return "".join(path.read_text() for path in self.outputs)
+
+
+def forked(arguments, output, rank, processes, port, path):
+    """What src/train.py does when it is called with these arguments, in this process."""
+    os.setsid()
+    with open(output, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    environment = clean(os.environ) | {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(REPOSITORY)
+    if path:
+        sys.path.insert(0, str(path))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+    from src.train import main
+
+    rank_zero_only.rank = rank
+    sys.argv = ["src/train.py", *arguments]
+    main()
+
+
+def steps(folder):
+    """Of the checkpoints in a run's folder."""
+    return sorted(int(path.stem.split("=")[1]) for path in Path(folder).glob("checkpoints/step=*.ckpt"))
+
+
+def weights(*trainings):
+    """The checksum that all processes have logged."""
+    found = {
+        checksum
+        for training in trainings
+        for checksum in re.findall(r"the weights are (\w{16})$", training.output(), re.MULTILINE)
+    }
+    assert len(found) == 1, "\n".join(training.output() for training in trainings)
+    return found.pop()
+
+
+def epoch_lines(*trainings):
+    """What was reported of each epoch, by the processes that have followed each other; each epoch once."""
+    text = "".join(training.output() for training in trainings)
+    lines = re.findall(r"epoch: (\d+)/\d+ +(training .*)$", text, re.MULTILINE)
+    assert len({epoch for epoch, _ in lines}) == len(dict(lines))
+    return dict(lines)
+
+
+def curves(folder):
+    """All that TensorBoard shows of a run: for each tag the steps, with the value of a scalar or a hash of the rest."""
+    events = EventAccumulator(str(folder), EVERYTHING).Reload()
+    shown = {}
+    for tag in events.Tags()["tensors"]:
+        protos = [(event.step, event.tensor_proto) for event in events.Tensors(tag)]
+        scalar = events.SummaryMetadata(tag).plugin_data.plugin_name == "scalars"
+        shown[tag] = [
+            (step, make_ndarray(proto).item() if scalar else hash(proto.SerializeToString())) for step, proto in protos
+        ]
+    return shown
