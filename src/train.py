@@ -123,7 +123,7 @@ def train(command, config_text, run_folder):
 
 
 def fit(trainer, model, data, checkpoint, settings, run_folder):
-    """Train to the end, then test."""
+    """Train to the end, then test, if the model has a test_step."""
     if checkpoint:
         log_once(f"going on from {checkpoint}")
     else:
@@ -142,11 +142,12 @@ def fit(trainer, model, data, checkpoint, settings, run_folder):
         sys.exit(f"{run_folder} could not be written to ({error.strerror}). {again}")
     if trainer.strategy.checkpoint_io.failed:
         sys.exit(f"the end of the training could not be written to {run_folder}. {again}")
-    [metrics] = trainer.test(model, data, verbose=False)
+    tested = is_overridden("test_step", model)
+    [metrics] = trainer.test(model, data, verbose=False) if tested else [{}]
     numbers = [f"{name.replace('/', ' ')}: {value:.4f}" for name, value in metrics.items()]
     timer = next(callback for callback in trainer.callbacks if isinstance(callback, Timer))
     seconds_per_epoch = timer.time_elapsed("train") / max(1, trainer.current_epoch)
-    log_once(f"{'    '.join(numbers)}    seconds per epoch: {seconds_per_epoch:.2f}")
+    log_once("    ".join([*numbers, f"seconds per epoch: {seconds_per_epoch:.2f}"]))
     log.info(f"the weights are {weights_checksum(model)}")  # from every process: they have to be the same in all
 
 

@@ -99,3 +99,16 @@ def assert_one_sentence(done: subprocess.CompletedProcess, *words: str) -> None:
     assert 0 < len(message.splitlines()) <= 2, done.stderr
     for word in words:
         assert word in message, f"{word!r} is not in: {message}"
+
+
+class Root(Lesson):
+    """A copy of the root, in which the commands of lesson NAME (9 and on) are typed; data/ is a link to ours."""
+
+    def __init__(self, name: str, parent: Path) -> None:
+        self.folder = parent / "root"
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(REPOSITORY / "src", self.folder / "src", ignore=ignored)
+        shutil.copytree(REPOSITORY / "lessons" / name, self.folder / "lessons" / name, ignore=ignored)
+        shutil.copy(REPOSITORY / "run.py", self.folder)
+        (self.folder / "data").symlink_to(REPOSITORY / "data")
+        self.commands = readme_commands(self.folder / "lessons" / name)
