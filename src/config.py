@@ -76,8 +76,13 @@ def make_parser():
         parser.link_arguments(name, f"data.init_args.{name}")
     # What the network has to know about the data, it is told when both are made.
     parser.link_arguments("data.shape", "model.init_args.shape", apply_on="instantiate")
-    parser.link_arguments("data.classes", "model.init_args.num_classes", len, apply_on="instantiate")
+    parser.link_arguments("data.classes", "model.init_args.num_classes", count, apply_on="instantiate")
     return parser
+
+
+def count(classes):
+    """How many classes the data have; None if they have none, as where numbers are predicted."""
+    return None if classes is None else len(classes)
 
 
 def settings_of(config):
