@@ -67,7 +67,9 @@ class Fetched(Dataset):
         place, indices = batch
         seed_here(*place)
         if hasattr(self.dataset, "__getitems__"):  # all of them in one call
-            return default_convert(self.dataset.__getitems__(indices))
+            fetched = self.dataset.__getitems__(indices)
+            # torch's own, such as Subset and random_split, return a list of samples: they are still to be put together.
+            return default_collate(fetched) if isinstance(fetched, list) else default_convert(fetched)
         return default_collate([self.dataset[index] for index in indices.tolist()])
 
 
