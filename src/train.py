@@ -26,7 +26,6 @@ from src.launch.ranks import export_ranks  # noqa: E402
 export_ranks()  # before Lightning is imported: it asks for the rank at once
 
 import lightning as L  # noqa: E402
-import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from lightning.pytorch.callbacks import Timer  # noqa: E402
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment  # noqa: E402
@@ -41,12 +40,12 @@ from src.callbacks.finite_loss import FiniteLoss  # noqa: E402
 from src.callbacks.stop_when_asked import StopWhenAsked  # noqa: E402
 from src.callbacks.tensorboard import TensorBoardPages  # noqa: E402
 from src.config import instantiate, merge, read, settings_of  # noqa: E402
-from src.datasets.batches import Batches  # noqa: E402
 from src.datasets.images import ImageDataModule  # noqa: E402
 from src.models.classifier import Classifier  # noqa: E402
 from src.settings import period, seconds  # noqa: E402
 from src.utils.loggers import make_logger, shown_hparams  # noqa: E402
 from src.utils.logs import setup_logging  # noqa: E402
+from src.utils.predictions import write_predictions  # noqa: E402
 from src.utils.seeds import weights_checksum  # noqa: E402
 
 log = logging.getLogger("train")
@@ -75,6 +74,8 @@ def prepare(command, argv) -> str:
     if command != "fit":
         find(config.run or "", config.ckpt)
     parts = instantiate(config)
+    if hasattr(parts.model, "make_optimizer"):
+        parts.model.make_optimizer(parts.optimizer)
     parts.data.prepare_data()
     return text
 
@@ -164,30 +165,6 @@ def evaluate(command, trainer, model, data, checkpoint, run_folder):
     log_once(f"{'    '.join(numbers)}    (checkpoint {checkpoint.name} of step {state['global_step']})")
 
 
-def write_predictions(trainer, data, outputs, path):
-    """Probabilities of all test images, in their order, whatever process predicted which."""
-    from src.utils.processes import close_channel, gather, open_channel
-
-    open_channel()
-    shares = gather(torch.cat(outputs).float().cpu().numpy() if outputs else None)
-    close_channel()
-    if not trainer.is_global_zero:
-        return
-    length, batch_size, world_size = len(data.test_set), data.batch_size, trainer.world_size
-    probabilities = None
-    for rank, share in enumerate(shares):
-        if share is None:
-            continue
-        indices = torch.cat([part for _, part in Batches(length, batch_size, rank, world_size)])
-        if probabilities is None:
-            probabilities = np.zeros((length, *share.shape[1:]), share.dtype)
-        probabilities[indices.numpy()] = share
-    partial = path.with_suffix(".partial.npz")
-    np.savez(partial, probabilities=probabilities, predicted=probabilities.argmax(1), classes=np.array(data.classes))
-    os.replace(partial, path)
-    log.info(f"wrote {path}: probabilities {probabilities.shape}, predicted, classes")
-
-
 def make_trainer(settings, run_folder, logger, callbacks, more):
     world_size, local_size = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
     gpu = settings.accelerator == "gpu" or (settings.accelerator == "auto" and torch.cuda.is_available())
@@ -260,7 +237,8 @@ def attach_optimizer(model, optimizer, scheduler, interval):
         return
 
     def configure_optimizers():
-        made = optimizer(model.parameters())
+        # A model may want groups of parameters, each with settings of its own.
+        made = model.make_optimizer(optimizer) if hasattr(model, "make_optimizer") else optimizer(model.parameters())
         if scheduler is None:
             return made
         lr_scheduler = scheduler(made)
