@@ -4,6 +4,7 @@ python run.py                                  train
 python run.py --nodes 2 --tasks_per_node 4     train with eight processes
 python run.py --config laptop --max_epochs 3   with the flags of a file; those typed here come last
 python run.py --dry_run                        show the script for Slurm and the checks, submit nothing
+python run.py --print_config                   show the whole configuration, as a file for --config
 python run.py test RUN --ckpt best             test (or validate, predict) with the weights of a run
 python run.py resume RUN --max_epochs 20       go on with a run, in its folder
 python run.py repeat RUN --seed 2              the same again, in a new one
@@ -23,7 +24,7 @@ from src.launch.job import find_cluster
 from src.launch.records import config_of, find_run, read_record
 from src.launch.report import print_report
 from src.launch.script import explained_script
-from src.launch.submit import submit
+from src.launch.submit import print_config, submit
 
 TRAINING = ["fit", "validate", "test", "predict"]
 AGAIN = ["resume", "repeat"]
@@ -37,7 +38,7 @@ def start(command, argv):
         if command == "fit":
             sys.exit(f"fit takes no run, but flags: to go on with {argv[0]} type   python run.py resume {argv[0]}")
         run = find_run(argv.pop(0))
-    elif command in AGAIN:
+    elif command != "fit":
         sys.exit(f"{command} which run? python run.py list names them, and then:   python run.py {command} RUN")
 
     train_command = command
@@ -60,6 +61,8 @@ def start(command, argv):
         job.cluster = "slurm"
     elif job.cluster == "auto":
         job.cluster = find_cluster()
+    if request.print_config:
+        print_config(train_command, request)
     results = run_checks(request)
     if request.dry_run:
         print(explained_script(job, run if command == "resume" else f"{job.log_path}/%j"))

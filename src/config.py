@@ -13,20 +13,21 @@ import inspect
 import pkgutil
 import re
 from dataclasses import fields
-from pathlib import Path
 from typing import Literal
 
 import lightning as L
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, set_loader
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.loggers import Logger
 
 import src.datasets
 import src.models
+from src.launch.files import PRESETS, Loader
 from src.settings import Settings
 
-PRESETS = Path(__file__).parent / "presets"
+set_loader("yaml", lambda text: yaml.load(text, Loader))  # a SafeLoader, the one with which run.py reads
 
 KNOWN = {
     "data": [],

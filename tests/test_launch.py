@@ -174,7 +174,7 @@ def test_help_names_every_flag_with_its_default(project):
         ("resume", ["resume which run?"]),
         ("resume nowhere", ["no run nowhere"]),
         ("log", ["log takes one run"]),
-        ("test --ckpt best", ["--ckpt best needs a run"]),
+        ("test --ckpt best", ["test which run?", "python run.py list"]),
         ("--config nowhere", ["--config nowhere", "no such file", "laptop"]),
         ("--cluster local --container image.sif", ["image.sif", "no such image"]),
         ("--log_path /proc/none", ["cannot write to /proc/none", "--log_path"]),
@@ -572,3 +572,14 @@ def test_two_nodes_train_one_network(tmp_path, cluster):
     assert len({re.search("the weights are (\\w+)", log)[1] for log in logs}) == 1
     assert "epoch: 01/01" in rows_of(cluster.run("python run.py list", project.folder))[name]["progress"]
     assert f"run: {project.logs / name}" not in (project.logs / name / "config.yaml").read_text()
+
+
+def test_the_printed_configuration_is_a_file_for_config(project, tmp_path):
+    first = project.shell("python run.py --print_config --nodes 2 --model.arch cnn --max_time 10:00:00")
+    assert first.returncode == 0, first.stderr
+    assert {"arch: cnn", "nodes: 2", "max_time: 10:00:00"} <= {
+        line.strip().replace("'", "") for line in first.stdout.splitlines()
+    }
+    (tmp_path / "all.yaml").write_text(first.stdout)
+    second = project.shell(f"python run.py --print_config --config {tmp_path / 'all.yaml'}")
+    assert second.stdout == first.stdout

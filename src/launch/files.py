@@ -20,14 +20,17 @@ STORED_KEYS = ["run", "ckpt"]  # what stands besides in the config.yaml of a run
 
 
 class Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers: in 1.1, which yaml reads, 10:00:00 is the number 36000."""
+    """YAML 1.2's numbers: in 1.1, which yaml reads, 10:00:00 is the number 36000 and 1e-3 is no number."""
 
 
+INT, FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
 Loader.yaml_implicit_resolvers = {
-    letter: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:int"]
+    letter: [(tag, regexp) for tag, regexp in resolvers if tag not in (INT, FLOAT)]
     for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?\d+$"), list("-+0123456789"))
+NUMBER = r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
+Loader.add_implicit_resolver(INT, re.compile(r"[-+]?\d+$"), list("-+0123456789"))
+Loader.add_implicit_resolver(FLOAT, re.compile(NUMBER), list("-+.0123456789"))
 
 
 def nearest(word, known):

@@ -17,7 +17,7 @@ from src.launch.files import JOB_KEYS, SECTIONS, SETTINGS_KEYS, find_config, nea
 from src.launch.job import Job
 from src.settings import Settings
 
-OWN_FLAGS = {"dry_run": bool, "config": str, "ckpt": str}
+OWN_FLAGS = {"dry_run": bool, "print_config": bool, "config": str, "ckpt": str}
 TYPES = typing.get_type_hints(Job) | typing.get_type_hints(Settings) | OWN_FLAGS
 
 
@@ -30,6 +30,7 @@ class Request:
         settings: the training's flags, as far as they can be checked without torch
         arguments: for src/train.py: config files, then flags
         dry_run: only show it
+        print_config: only show the whole configuration
         ckpt: the weights to begin with: best, last or a file
     """
 
@@ -37,6 +38,7 @@ class Request:
     settings: Settings
     arguments: list[str]
     dry_run: bool
+    print_config: bool
     ckpt: str | None
 
 
@@ -44,6 +46,7 @@ def make_parser():
     """The parser that knows the types, the defaults and the help of all flags but those of SECTIONS."""
     parser = ArgumentParser(prog="run.py", exit_on_error=False, usage="python run.py [COMMAND] [RUN] [FLAGS]")
     parser.add_argument("--dry_run", action="store_true", help="show the script and the checks, submit nothing")
+    parser.add_argument("--print_config", action="store_true", help="print the whole configuration as YAML, and end")
     parser.add_argument("--config", help="YAML file with any of these flags; may be given again, the last wins")
     parser.add_argument("--ckpt", help="with validate, test, predict: best, last or a file")
     parser.add_class_arguments(Job, None)
@@ -144,6 +147,5 @@ def parse(argv, stored_config=None, stored_job=None):
         request_settings.accelerator = "gpu" if request_job.gpus_per_node else "cpu"
         arguments.append(f"--accelerator={request_settings.accelerator}")
     last = dict(pairs)
-    return Request(
-        request_job, request_settings, arguments, last.get("dry_run", "false").lower() == "true", last.get("ckpt")
-    )
+    dry_run, print_config = (last.get(name, "false").lower() == "true" for name in ("dry_run", "print_config"))
+    return Request(request_job, request_settings, arguments, dry_run, print_config, last.get("ckpt"))

@@ -52,6 +52,13 @@ def prepare(command, request):
     return done.stdout
 
 
+def print_config(command, request):
+    """Print the whole configuration as YAML: what is the default, what the files say, what the flags say."""
+    job = json.dumps(dataclasses.asdict(request.job))
+    train = [*python_command(request.job), str(ROOT / "src/train.py"), command, *request.arguments, "--job", job]
+    sys.exit(subprocess.run([*train, "--print_config"]).returncode)
+
+
 def submit(command, request, folder=None):
     """Start the run and say what to type next. folder: of the run that goes on; None: a new one."""
     job = request.job
