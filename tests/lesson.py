@@ -11,6 +11,8 @@ import subprocess
 import termios
 from pathlib import Path
 
+import quick_python
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 EPOCH_LINE = re.compile(
@@ -43,7 +45,7 @@ class Lesson:
     def __init__(self, name: str, parent: Path) -> None:
         self.folder = parent / "lessons" / name
         self.data = parent / "data"
-        ignored = shutil.ignore_patterns("logs", "lightning_logs", "slurm.*.out", "__pycache__")
+        ignored = shutil.ignore_patterns("logs", "lightning_logs", "work", "slurm.*.out", "__pycache__")
         shutil.copytree(REPOSITORY / "lessons" / name, self.folder, ignore=ignored)
         self.data.symlink_to(REPOSITORY / "data")
         self.commands = readme_commands(self.folder)
@@ -59,17 +61,17 @@ class Lesson:
             shutil.copy(archive, self.data / "MNIST/raw")
         return self.data / "MNIST/raw"
 
-    def run(self, command: str, more: str = "", **environment: str) -> subprocess.CompletedProcess:
+    def run(self, command: str, more: str = "", real: bool = False, **environment: str) -> subprocess.CompletedProcess:
         """Type a command of the README, with `more` flags behind it, into a shell in the lesson's folder."""
         assert command in self.commands, f"{command!r} does not stand in the README of {self.folder.name}"
-        return self.shell(f"{command} {more}", **environment)
+        return self.shell(f"{command} {more}", real, **environment)
 
-    def shell(self, command: str, **environment: str) -> subprocess.CompletedProcess:
-        """Type any command into a shell in the lesson's folder."""
+    def shell(self, command: str, real: bool = False, **environment: str) -> subprocess.CompletedProcess:
+        """Type any command into a shell in the lesson's folder. real: `python` has not imported anything already."""
         return subprocess.run(
             ["bash", "-c", command],
             cwd=self.folder,
-            env=os.environ | environment,
+            env=(os.environ if real else quick()) | environment,
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
@@ -80,7 +82,9 @@ class Lesson:
         """Type a command in a terminal of 120 columns; returns all that it wrote there."""
         ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
-        process = subprocess.Popen(["bash", "-c", command], cwd=self.folder, stdin=theirs, stdout=theirs, stderr=theirs)
+        process = subprocess.Popen(
+            ["bash", "-c", command], cwd=self.folder, env=quick(), stdin=theirs, stdout=theirs, stderr=theirs
+        )
         os.close(theirs)
         written = b""
         with contextlib.suppress(OSError):  # the end of a terminal is an error on Linux
@@ -89,6 +93,12 @@ class Lesson:
         os.close(ours)
         assert process.wait() == 0
         return written.decode()
+
+
+def quick() -> dict[str, str]:
+    """The environment in which `python` has imported torch and Lightning already: see quick_python.py."""
+    folder = quick_python.start()
+    return os.environ | ({"PATH": f"{folder}:{os.environ['PATH']}"} if folder else {})
 
 
 def assert_one_sentence(done: subprocess.CompletedProcess, *words: str) -> None:

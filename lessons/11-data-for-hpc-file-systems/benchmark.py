@@ -75,7 +75,8 @@ class Rows(Dataset):
         return len(self.labels)
 
     def __getitem__(self, index):
-        return torch.as_tensor(np.array(self.images[index])), self.labels[index]
+        image = self.images[index]
+        return image.clone() if isinstance(image, torch.Tensor) else torch.tensor(image), self.labels[index]
 
 
 def make_files(folder, count):

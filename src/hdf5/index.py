@@ -55,7 +55,7 @@ def sha256(path):
 
 def write_durably(path, text):
     """Write a small file at once: a reader sees nothing, what was there before, or all of it."""
-    partial = Path(f"{path}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.partial")
     with open(partial, "w") as file:
         file.write(text)
         file.flush()
@@ -123,9 +123,17 @@ def read_index(path):
             is_there = "is missing" if found is None else f"has {found} bytes"
             raise PackError(f"{file} {is_there}, but {where.name} says {size} bytes: {again}")
     with open_file(path) as file:
-        if file.attrs.get(ATTRIBUTE) != index.digest():
+        if noted_digest(file) != index.digest():
             raise PackError(f"{where} is not the index of {path}: {again}")
     return index
+
+
+def noted_digest(file):
+    """The checksum of the index that an open file holds."""
+    try:
+        return file.attrs.get(ATTRIBUTE)
+    except (OSError, KeyError, RuntimeError):
+        raise PackError(f"{file.filename} is damaged: HDF5 cannot read it") from None
 
 
 def verify(path):

@@ -64,7 +64,7 @@ class ImageWriter(HDF5Writer):
         for place, number in enumerate(range(start, stop)):
             image, labels[place] = self.decode(part, number)
             if image.shape != shape:
-                raise ValueError(
+                raise PackError(
                     f"{self.name(part, number)} has the shape {image.shape}, the first image {shape}: give --size"
                 )
             images[place] = image
@@ -78,7 +78,7 @@ class ImageWriter(HDF5Writer):
                 image = transforms.center_crop(transforms.resize(image, self.size), self.size)
             return transforms.pil_to_tensor(image).numpy(), int(label)
         except Exception as error:  # for a broken file Pillow raises OSError, SyntaxError, ValueError and its own
-            raise ValueError(f"{self.name(part, number)} cannot be packed: {error}") from error
+            raise PackError(f"{self.name(part, number)} cannot be packed: {error}") from error
 
     def name(self, part, number):
         samples = getattr(self.parts[part], "samples", None)

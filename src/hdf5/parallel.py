@@ -20,8 +20,8 @@ from uuid import uuid4
 
 import h5py
 
-from src.hdf5.index import Index, PackError, write_durably
-from src.hdf5.writer import finish, publish, sealed
+from src.hdf5.index import ATTRIBUTE, Index, PackError, write_durably
+from src.hdf5.new_file import finish, new_file, publish, sealed
 from src.launch.ranks import MPI_JOB, export_ranks
 
 PATIENCE = 300  # seconds without a sign of life: a network file system may show an old time for a minute
@@ -45,7 +45,8 @@ def write_parallel(writer, path):
             items, context = writer.prepare_globals()
             # Task r takes the items r, r + size, ...: neighbours take about the same time.
             mine = [items[number] for number in range(rank, len(items), size)]
-            groups = writer.write_items(team.file(rank, "h5"), mine, context, team.look, show=rank == 0)
+            with new_file(team.file(rank, "h5")) as file:
+                groups = writer.write_items(file, mine, context, team.look, show=rank == 0)
             shard = sealed(team.file(rank, "h5"))
             note = {"length": len(items), "about": writer.about, "groups": groups, "shard": shard}
             write_durably(team.file(rank, "json"), json.dumps(note))
@@ -80,10 +81,12 @@ def join(path, team, stacked):
     files = {f"{team.folder.name}/{team.file(rank, 'h5').name}": notes[rank]["shard"] for rank in range(team.size)}
     shards = list(files)
     with publish(path) as partial:
-        with h5py.File(partial, "w", libver=("v110", "v110"), locking=False) as file:
+        index = Index(uuid4().hex, stacked, notes[0]["about"], groups, files)
+        with new_file(partial) as file:
             for name, rank in homes.items():
                 file[name] = h5py.ExternalLink(shards[rank], f"/{name}")
-        finish(partial, path, Index(uuid4().hex, stacked, notes[0]["about"], groups, files))
+            file.attrs[ATTRIBUTE] = index.digest()
+        finish(partial, path, index)
     for rank in range(team.size):
         team.file(rank, "json").unlink()
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, default_collate
 
-from src.hdf5.index import ATTRIBUTE, PackError, open_file, read_index
+from src.hdf5.index import PackError, noted_digest, open_file, read_index
 
 SMALL = 1 << 16  # bytes: stacked numbers or texts of this size, such as labels, are read once and kept
 
@@ -173,7 +173,7 @@ class HDF5Dataset(RawHDF5Dataset):
 
     def open(self):
         file = open_file(self.path)
-        if file.attrs.get(ATTRIBUTE) != self.digest:
+        if noted_digest(file) != self.digest:
             raise PackError(f"{self.path} was replaced while it was in use: start again")
         return file
 

@@ -10,11 +10,7 @@ class Waves(HDF5Writer):
 Waves().write("waves.h5")
 """
 
-import contextlib
-import errno
-import fcntl
 import itertools
-import os
 from pathlib import Path
 from uuid import uuid4
 
@@ -22,7 +18,8 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from src.hdf5.index import ATTRIBUTE, Index, PackError, index_path, is_index, sha256, write_index
+from src.hdf5.index import ATTRIBUTE, Index, PackError
+from src.hdf5.new_file import finish, new_file, publish, refuse_to_overwrite
 
 
 class HDF5Writer:
@@ -72,32 +69,29 @@ class HDF5Writer:
             return write_parallel(self, path)
         items, context = self.prepare_globals()
         with publish(path) as partial:
-            groups = list(itertools.chain(*self.write_items(partial, items, context)))
-            finish(partial, path, Index(uuid4().hex, self.stacked, self.about, groups, {}))
+            with new_file(partial) as file:
+                groups = list(itertools.chain(*self.write_items(file, items, context)))
+                index = Index(uuid4().hex, self.stacked, self.about, groups, {})
+                file.attrs[ATTRIBUTE] = index.digest()
+            finish(partial, path, index)
         return path
 
-    def write_items(self, path, items, context, before_each=lambda: None, show=True):
-        """Write these items into a new HDF5 file. Returns for each item a list with [name, length] of its groups."""
+    def write_items(self, file, items, context, before_each=lambda: None, show=True):
+        """Write these items into a new file. Returns for each item a list with [name, length] of its groups."""
         groups = []
-        progress = tqdm(items, "packing", disable=None if show else True)  # None: only on a terminal
-        with no_room(path):
-            # v110: what HDF5 1.10, of 2016, can read. File locks are ours (publish).
-            file = h5py.File(path, "w", libver=("v110", "v110"), locking=False)
-            try:
-                for item in progress:
-                    before_each()
-                    groups.append(self.write_item(file, item, context))
-            finally:
-                file.close()
+        for item in tqdm(items, "packing", disable=None if show else True):  # None: only on a terminal
+            before_each()
+            groups.append(self.write_item(file, item, context))
+            file.check()
         return groups
 
     def write_item(self, file, item, context):
         try:
             prepared = self.prepare_group(item, context)
             return [[name, self.write_group(file, name, values)] for name, values in prepared.items()]
+        except PackError:
+            raise
         except Exception as error:
-            if is_no_room(error):
-                raise
             raise PackError(f"item {shorten(item)}: {type(error).__name__}: {error}") from error
 
     def write_group(self, file, name, values):
@@ -128,7 +122,7 @@ def storable(key, value):
         value = value.detach().cpu()
     array = np.asarray(value) if not isinstance(value, bytes) else None
     if array is not None and array.dtype.kind in "biufc":
-        return {"data": np.ascontiguousarray(array) if array.ndim else array}
+        return {"data": np.asarray(array, array.dtype.newbyteorder("="))}  # the byte order that torch knows
     texts = array is not None and array.size and all(isinstance(text, str) for text in array.flat)
     if texts or (array is not None and array.dtype.kind == "U"):
         return {"data": array.astype(object), "shape": array.shape, "dtype": h5py.string_dtype()}
@@ -139,74 +133,3 @@ def storable(key, value):
 def shorten(item):
     text = repr(item)
     return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def refuse_to_overwrite(path):
-    if path.exists():
-        raise PackError(f"{path} is there already: delete it, or give another name")
-    index = index_path(path)
-    if index.exists() and not is_index(index):  # an index without its file was left by a writer that was killed
-        raise PackError(f"{index} would be the index, but is another file: give another name")
-    if not path.parent.is_dir():
-        raise PackError(f"there is no folder {path.parent}")
-
-
-@contextlib.contextmanager
-def publish(path):
-    """with publish(path) as partial: write the file `partial`. Only if that ended well it gets its name, `path`."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        file = open(partial, "ab")  # noqa: SIM115 (open as long as the lock is needed)
-    except OSError as error:
-        raise PackError(f"cannot write into {path.parent}: {error.strerror}") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise PackError(f"{path} is just being written by another process") from None
-        except OSError:
-            pass  # a file system without locks
-        try:
-            refuse_to_overwrite(path)  # another process may have finished it before we got the lock
-            yield partial
-            os.rename(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-
-
-def finish(partial, path, index):
-    """Note the index's checksum in the complete file, check that it can be read, and write its index."""
-    with no_room(path):
-        with h5py.File(partial, "r+", locking=False) as file:
-            file.attrs[ATTRIBUTE] = index.digest()
-        with h5py.File(partial, "r", locking=False) as file:
-            missing = [name for name, _ in index.groups if name not in file]
-        if missing:
-            raise PackError(f"{path} came out without the group {missing[0]}: nothing was kept")
-        index.files[path.name] = sealed(partial)
-        write_index(path, index)
-
-
-def sealed(path):
-    """Bring a complete file to the disk; its entry in the index."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())  # a network file system may tell of a full disk or quota only now
-    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
-
-
-@contextlib.contextmanager
-def no_room(path):
-    """Say a full disk in one sentence. HDF5 hides the number of the error in its text."""
-    try:
-        yield
-    except Exception as error:
-        if is_no_room(error):
-            raise PackError(f"no room left in {path.parent}: free some space, or write to another place") from None
-        raise
-
-
-def is_no_room(error):
-    return isinstance(error, (OSError, RuntimeError)) and (
-        getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        or any(f"errno = {number}," in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
-    )

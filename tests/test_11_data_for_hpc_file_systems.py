@@ -1,0 +1,984 @@
+"""Lesson 11: packed files, staging and caches hold what they promise, also when processes are killed, disks full."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import pickle
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from lesson import REPOSITORY, Lesson, assert_one_sentence, epochs
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, default_convert
+
+sys.path.insert(0, str(REPOSITORY))
+
+from src.datasets.cached import MEMORY, CachedDataset, FileCachedDataset
+from src.datasets.slots import CacheError
+from src.hdf5 import pack, staging
+from src.hdf5.index import PackError, index_path, read_index, verify
+from src.hdf5.reader import HDF5Dataset, RawHDF5Dataset
+from src.hdf5.staging import stage
+from src.hdf5.writer import HDF5Writer
+
+NAME = "11-data-for-hpc-file-systems"
+FORK, SPAWN = multiprocessing.get_context("fork"), multiprocessing.get_context("spawn")
+
+
+class Writer(HDF5Writer):
+    """Writes these items, each {group: values}; an exception in their place is raised."""
+
+    def __init__(self, items, stacked=False):
+        self.items, self.stacked = items, stacked
+        self.about = {"classes": ["ä", "b"]}
+
+    def prepare_globals(self):
+        return range(len(self.items)), "context"
+
+    def prepare_group(self, item, context):
+        assert context == "context"
+        if isinstance(self.items[item], Exception):
+            raise self.items[item]
+        return self.items[item]
+
+
+def numbered(count, size=10):
+    return [{f"part/{n:03d}": {"x": np.full(size, n), "n": n}} for n in range(count)]
+
+
+def write(folder, items, name="data.h5", stacked=False):
+    return Writer(items, stacked).write(folder / name)
+
+
+def blocks(count=10, rows=7):
+    """Stacked groups: item i has the image i, the label -i and a name."""
+    numbers = np.arange(count * rows).reshape(count, rows)
+    return [
+        {f"{'train' if block < count - 2 else 'test'}/{block}": {
+            "image": np.broadcast_to(row[:, None, None], (rows, 4, 4)).astype(np.int32),
+            "label": -row,
+            "name": [f"nömer {number}" for number in row],
+        }}
+        for block, row in enumerate(numbers)
+    ]  # fmt: skip
+
+
+def files_in(folder):
+    return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file())
+
+
+@contextlib.contextmanager
+def small_disk(folder, megabytes):
+    """A disk of this size."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can make a small disk")
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", folder]).returncode:
+        pytest.skip("root may not mount here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+# ------------------------------------------------------------------------------------------------ the README
+
+
+@pytest.fixture(scope="module")
+def lesson(tmp_path_factory):
+    """The lesson's folder, with the programs of the repository two folders above it."""
+    lesson = Lesson(NAME, tmp_path_factory.mktemp("lesson-11"))
+    for name in ("src", "run.py"):
+        (lesson.folder.parents[1] / name).symlink_to(REPOSITORY / name)
+    return lesson
+
+
+@pytest.fixture(scope="module")
+def measured(lesson):
+    """What the benchmark printed; its files are in work/."""
+    done = lesson.run("python benchmark.py", "--images 1000 --seconds 0.2", PYTHONWARNINGS="ignore")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_every_command_of_the_readme_is_tested_here(lesson):
+    assert lesson.commands == [
+        "python benchmark.py",
+        "python ../../run.py --data Folder --data_dir work/files --max_epochs 2",
+        "python ../../run.py --data HDF5Images --data.path work/digits.h5 --max_epochs 2",
+        "python ../../src/hdf5/pack.py folder work/files work/mine.h5",
+        "python ../../src/hdf5/pack.py torchvision MNIST work/mnist.h5",
+        "python ../../src/hdf5/pack.py check work/mnist.h5",
+        "srun --ntasks 4 python ../../src/hdf5/pack.py folder work/files work/parallel.h5",
+        "python waves.py",
+    ]
+
+
+def test_the_benchmark(measured):
+    lines = measured.splitlines()
+    names = [line[:28].strip() for line in lines if re.search(r"\d$", line)]
+    assert names[:6] == [
+        "folder of files",
+        "packed, a group an image",
+        "packed, in blocks",
+        "staged",
+        "cached in memory",
+        "cached in a file",
+    ]
+    assert len(names) == 13
+    warm = {line[:28].strip(): float(line.split()[-1].replace(",", "")) for line in lines[5:11]}
+    assert warm["packed, in blocks"] > warm["folder of files"]
+
+
+def test_the_packed_file_trains_like_the_folder(lesson, measured):
+    more = "--config laptop --cluster debug --logger csv --log_path work/logs --cpus_per_task 1"
+    lines = []
+    for command in lesson.commands[1:3]:
+        done = lesson.run(command, more)
+        assert done.returncode == 0, done.stdout + done.stderr
+        lines.append(epochs(done.stdout))
+    assert lines[0] == lines[1]
+    assert len(lines[0]) == 2
+
+
+def test_the_datamodule_says_what_is_wrong(lesson, measured, tmp_path):
+    start = "python ../../src/train.py fit --prepare --data HDF5Images"
+    assert_one_sentence(lesson.shell(f"{start} --data.path nothing.h5"), "nothing.h5")
+    path = write(tmp_path, numbered(3))
+    assert_one_sentence(lesson.shell(f"{start} --data.path {path}"), "src/hdf5/pack.py")
+
+
+def test_packing(lesson, measured):
+    for number in (3, 4, 5):
+        done = lesson.run(lesson.commands[number])
+        assert done.returncode == 0 and done.stderr == "", done.stdout + done.stderr  # no progress bar in a log
+    assert done.stdout == "work/mnist.h5: 70000 items, all as they were written\n"
+    work = lesson.folder / "work"
+    mnist = HDF5Dataset(work / "mnist.h5", "test")
+    assert len(mnist) == 10_000 and mnist[0]["image"].shape == (1, 28, 28) and mnist[0]["label"] == 7
+    mine, train = HDF5Dataset(work / "mine.h5"), HDF5Dataset(work / "mine.h5", "train")
+    assert len(mine) == 2000 and len(train) == 1000 and mine.about["shape"] == [3, 28, 28]
+    first = sorted((work / "files/train/0").glob("*.png"))[0]
+    assert (train[0]["image"][0].numpy() == np.asarray(Image.open(first))).all()
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ("folder nowhere out.h5", "nowhere"),
+        ("folder images nowhere/out.h5", "no folder"),
+        ("folder images out.txt", "has to end"),
+        ("folder images out.h5", "images/b/9.png has the shape (3, 8, 9), the first image (3, 8, 8): give --size"),
+        ("folder broken out.h5", "broken/a/8.png cannot be packed"),
+        ("torchvision NIST out.h5", "torchvision has no data set NIST"),
+        ("torchvision CIFAR10 out.h5 --data_dir .", "CIFAR10 in .: Dataset not found"),
+        ("torchvision CocoDetection out.h5", "CocoDetection is not of the kind"),
+        ("check out.h5", "there is no packed file"),
+    ],
+)
+def test_packing_says_what_is_wrong(tmp_path, monkeypatch, argv, words):
+    picture(tmp_path / "images/a/8.png", 8)
+    picture(tmp_path / "images/b/9.png", 9)
+    picture(tmp_path / "broken/a/8.png", 8).write_text("no picture")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["pack.py", *argv.split()])
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")  # what export_ranks() sets is taken back in the end
+        monkeypatch.delenv(name)
+    with pytest.raises(SystemExit) as ended:
+        pack.main()
+    assert words in str(ended.value)
+    assert not list(tmp_path.glob("*out*"))
+
+
+def picture(path, width):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (width, 8)).save(path)
+    return path
+
+
+def test_packing_on_a_terminal_shows_a_bar(lesson, tmp_path):
+    picture(tmp_path / "a/8.png", 8)
+    picture(tmp_path / "b/9.png", 9)
+    done = lesson.terminal(f"python ../../src/hdf5/pack.py folder {tmp_path} {tmp_path}/out.h5 --size 6")
+    assert "packing: 100%" in done
+    assert HDF5Dataset(tmp_path / "out.h5")[1]["image"].shape == (3, 6, 6)
+
+
+def test_the_waves(lesson):
+    done = lesson.run("python waves.py")
+    assert done.returncode == 0, done.stderr
+    assert "wave 2: 4.0" in done.stdout
+
+
+# ------------------------------------------------------------------------------------------------ the writer
+
+
+def test_what_is_written_is_read(tmp_path):
+    values = {
+        "int": 3,
+        "float": 0.5,
+        "true": True,
+        "complex": 1 + 2j,
+        "text": "grün 学 \U0001f41f",
+        "empty text": "",
+        "texts": ["a", "", "ß"],
+        "table of texts": np.array([["a", "b"], ["c", "d"]]),
+        "uint8": np.arange(12, dtype=np.uint8).reshape(3, 4),
+        "float16": np.float16(2.5),
+        "big endian": np.arange(3, dtype=">f4"),
+        "nothing": np.empty((0, 3), np.float32),
+        "tensor": torch.arange(3.0, requires_grad=True),
+        "list": [1, 2, 3],
+    }
+    path = write(tmp_path, [{"größe/1": values}, {}, {"b": {}, "c": {"x": 1}}])
+    assert files_in(tmp_path) == ["data.h5", "data.json"]
+    raw = RawHDF5Dataset(path)
+    assert [len(HDF5Dataset(path)), len(raw)] == [3, 2]  # without the index nobody can tell that b is an item
+    for key, value in values.items():
+        read = raw[1][key]
+        if isinstance(value, str):
+            assert read == value and type(read) is str
+        else:
+            expected = np.asarray(value.detach() if isinstance(value, torch.Tensor) else value)
+            assert np.shape(read) == expected.shape and (read == expected).all()
+            assert np.asarray(read).dtype.kind == {"U": "O"}.get(expected.dtype.kind, expected.dtype.kind)
+    dataset = HDF5Dataset(path)
+    item = dataset[0]
+    assert torch.equal(item["uint8"], torch.arange(12, dtype=torch.uint8).reshape(3, 4))
+    assert item["text"] == values["text"] and item["texts"] == values["texts"] and item["true"].dtype == torch.bool
+    assert item["nothing"].shape == (0, 3) and item["big endian"].tolist() == [0, 1, 2]
+    assert dataset[1] == {} and dataset[-1]["x"] == 1 and dataset.about == {"classes": ["ä", "b"]}
+    with pytest.raises(IndexError):
+        dataset[3]
+
+
+def test_no_items(tmp_path):
+    path = write(tmp_path, [])
+    assert len(HDF5Dataset(path)) == len(RawHDF5Dataset(path)) == 0
+    with pytest.raises(PackError, match="nothing below train"):
+        HDF5Dataset(path, "train")
+
+
+@pytest.mark.parametrize(
+    ("items", "words"),
+    [
+        ([{"a": {"x": object()}}], r"item 0: TypeError: 'x' is a object"),
+        ([{"a": {}}, {"b": {"x": b"bytes"}}], r"item 1: TypeError: 'x' is a bytes"),
+        ([{"a": {"x": [[1], [1, 2]]}}], "item 0"),
+        ([{"a": {"x": None}}], "item 0: TypeError"),
+        ([{"a": {"x": np.array(["2026"], "datetime64[s]")}}], "item 0: TypeError"),
+        ([{"a": {"x": "a\0b"}}], "item 0: ValueError"),
+        ([{"a": {"x": "\udc80"}}], "item 0: Unicode"),
+        ([{"a": {"x": 1}}, {"a": {"x": 2}}], "item 1: ValueError"),
+        ([{"../a": {"x": 1}}], "cannot be the name of a group"),
+        ([{"a": {"x/y": 1}}], "cannot be the name of a dataset"),
+        ([{"a": {}}, KeyError("no such thing")], "item 1: KeyError: 'no such thing'"),
+    ],
+)
+def test_what_cannot_be_written_is_named_and_leaves_nothing(tmp_path, items, words):
+    with pytest.raises(PackError, match=words):
+        write(tmp_path, items)
+    assert files_in(tmp_path) == []
+
+
+def test_nothing_is_overwritten(tmp_path):
+    path = write(tmp_path, numbered(2))
+    with pytest.raises(PackError, match="is there already"):
+        write(tmp_path, numbered(3))
+    (tmp_path / "other.json").write_text('{"mine": 1}')
+    with pytest.raises(PackError, match="is another file"):
+        write(tmp_path, numbered(3), "other.h5")
+    with pytest.raises(PackError, match="has to end"):
+        write(tmp_path, numbered(3), "data.txt")
+    path.unlink()  # as a writer leaves it that was killed when it had written the index
+    assert len(HDF5Dataset(write(tmp_path, numbered(3)))) == 3
+
+
+def test_two_writers_of_one_file(tmp_path):
+    class Slow(Writer):
+        def prepare_group(self, item, context):
+            (tmp_path / "begun").touch()
+            time.sleep(0.2)
+            return super().prepare_group(item, context)
+
+    process = FORK.Process(target=lambda: Slow(numbered(5)).write(tmp_path / "data.h5"))
+    process.start()
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.01)
+    with pytest.raises(PackError, match="is just being written"):
+        write(tmp_path, numbered(2))
+    process.join()
+    assert len(HDF5Dataset(tmp_path / "data.h5")) == 5
+
+
+def test_a_writer_killed_at_20_moments_leaves_no_wrong_file(tmp_path):
+    items = numbered(300, size=3_000)
+    path = tmp_path / "data.h5"
+
+    def start():
+        process = FORK.Process(target=write, args=(tmp_path, items))
+        process.start()
+        return process
+
+    seconds = 99
+    for _ in range(3):
+        began = time.monotonic()
+        start().join()
+        seconds = min(seconds, time.monotonic() - began)
+        verify(path)
+        path.unlink()
+
+    rng, killed, complete = random.Random(1), 0, 0
+    while killed < 20:
+        process = start()
+        time.sleep(rng.uniform(0, seconds))
+        process.kill()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+        if path.exists():
+            complete += process.exitcode == -signal.SIGKILL
+            verify(path)
+            assert len(HDF5Dataset(path)) == 300 and HDF5Dataset(path)[299]["x"][0] == 299
+            path.unlink()
+        else:
+            with pytest.raises(PackError, match="there is no"):
+                HDF5Dataset(path)
+    assert complete < 15, "the kills came too late"
+    print(f"{killed} killed, the file of {complete} was complete")
+    assert len(HDF5Dataset(write(tmp_path, items))) == 300
+    assert files_in(tmp_path) == ["data.h5", "data.json"]
+
+
+def test_a_full_disk_is_one_sentence(tmp_path):
+    script = """
+import sys
+sys.path[:0] = sys.argv[1:3]
+import numpy as np, torch
+from torch.utils.data import TensorDataset
+from test_11_data_for_hpc_file_systems import *
+def tell(function, *arguments):
+    try:
+        print("done", function(*arguments))
+    except (PackError, CacheError) as error:
+        print(type(error).__name__, error)
+disk = Path(sys.argv[3])
+tell(write, disk, [{f"{n}": {"x": np.random.rand(10_000)}} for n in range(100)])
+tell(write, disk, [{f"{n}": {"x": np.random.rand(10)}} for n in range(20_000)])
+print(files_in(disk))
+big = write(disk.parent, [{"a": {"x": np.random.rand(500_000)}}], "big.h5")
+tell(stage, big, disk)
+images = TensorDataset(torch.randint(255, (100, 50_000)))
+tell(FileCachedDataset, images, disk / "cache")
+half = TensorDataset(torch.randint(255, (100, 3_000)))  # there is room when the cache is made, but not later
+cache = FileCachedDataset(half, disk / "cache")
+(disk / "other").write_bytes(b"x" * 2_000_000)
+tell(lambda: [cache[n] for n in range(100)])
+"""
+    with small_disk(tmp_path / "disk", 3) as disk:
+        done = subprocess.run(
+            [sys.executable, "-c", script, REPOSITORY, REPOSITORY / "tests", disk], capture_output=True, text=True
+        )
+    assert done.returncode == 0 and done.stderr == "", done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 6
+    assert lines[0].startswith("PackError no room left in") and lines[1].startswith("PackError no room left in")
+    assert lines[2] == "[]"
+    assert re.fullmatch(r"PackError big.h5 has 4.0 MB, but \S+ has room for 3.1 MB: .*", lines[3])
+    assert re.fullmatch(r"CacheError the cache needs 40.0 MB, but \S+ has room for 3.1 MB", lines[4])
+    assert lines[5].startswith("CacheError no room left for the cache")
+
+
+# ------------------------------------------------------------------------------------------------ many tasks
+
+
+# Imports no torch, so that it starts at once. WHAT is well, unequal, or raise-ITEM or kill-ITEM.
+PARALLEL = """
+import os, signal, sys, time
+repository, path, what = sys.argv[1:]
+sys.path.insert(0, repository)
+import numpy as np
+from src.hdf5 import parallel
+from src.hdf5.index import PackError
+from src.hdf5.writer import HDF5Writer
+parallel.PATIENCE = 4
+
+class Numbers(HDF5Writer):
+    def prepare_globals(self):
+        self.about = {"what": what}
+        return range(int(os.environ["RANK"]) + 5 if what == "unequal" else 50), "context"
+
+    def prepare_group(self, item, context):
+        if what == f"kill-{item}":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == f"raise-{item}":
+            raise RuntimeError("this one is broken")
+        time.sleep(0.01)
+        if item % 7 == 0:
+            return {f"two/{item}-{part}": {"x": np.arange(item), "empty": np.empty(0)} for part in "ab"}
+        return {f"{item}": {"text": f"nömer {item}", "n": item}} if item % 11 else {}
+
+try:
+    print(Numbers().write(path, parallel=True))
+except PackError as error:
+    sys.exit(f"stopped: {error}")
+"""
+
+
+def write_parallel(path, what, tasks=4):
+    """Write a file with so many tasks. Returns of each: exit code, output, errors."""
+    common = {"WORLD_SIZE": f"{tasks}", "LOCAL_WORLD_SIZE": f"{tasks}", "MASTER_PORT": "20001"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", PARALLEL, REPOSITORY, path, what],
+            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(tasks)
+    ]
+    outputs = [task.communicate(timeout=60) for task in started]
+    return [(task.returncode, *output) for task, output in zip(started, outputs, strict=True)]
+
+
+def same_content(one, other):
+    assert read_index(one).groups == read_index(other).groups
+    one, other = RawHDF5Dataset(one), RawHDF5Dataset(other)
+    assert one.names == other.names
+    for left, right in zip(one, other, strict=True):
+        assert left.keys() == right.keys()
+        assert all(np.array_equal(left[key], right[key]) for key in left)
+
+
+def test_4_tasks_write_what_one_writes(tmp_path):
+    (tmp_path / "four").mkdir()
+    path = tmp_path / "four/data.h5"
+    for code, out, errors in write_parallel(path, "well"):
+        assert (code, out, errors) == (0, f"{path}\n", "")
+    names = files_in(tmp_path / "four")
+    assert len(names) == 6 and names[:2] == ["data.h5", "data.json"] and names[-1].endswith("/0003.h5")
+    write_parallel(tmp_path / "one.h5", "well", tasks=1)
+    same_content(path, tmp_path / "one.h5")
+    assert verify(path).about == {"what": "well"}
+
+    moved = (tmp_path / "four").rename(tmp_path / "moved") / "data.h5"  # it may be moved, and staged
+    same_content(stage(moved, tmp_path / "local"), tmp_path / "one.h5")
+    shard = moved.parent / names[-1]
+    shard.unlink()
+    with pytest.raises(PackError, match="0003.h5 is missing"):
+        HDF5Dataset(moved)
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("raise-6", "item 6: RuntimeError: this one is broken"),
+        ("unequal", "the tasks had [5, 6, 7, 8] items"),
+        ("kill-7", "task 3 has given no sign of life for 4 s"),
+    ],
+)
+def test_one_task_that_fails_stops_all(tmp_path, what, reason):
+    ended = write_parallel(tmp_path / "data.h5", what)
+    for code, _, errors in ended:
+        assert code == -signal.SIGKILL or (code == 1 and "stopped: " in errors and reason in errors), ended
+    assert [code for code, _, _ in ended].count(-signal.SIGKILL) == (what == "kill-7")
+    assert not (tmp_path / "data.h5").exists() and not (tmp_path / "data.json").exists()
+
+
+def test_4_tasks_of_slurm(cluster, lesson, measured):
+    """The README's srun, on two nodes; and an item that fails."""
+    done = cluster.run(f"{lesson.commands[6]} && ls work/parallel.shards-*", lesson.folder)
+    assert done.returncode == 0 and done.stdout.count(".h5\n") == 4, done.stdout + done.stderr
+    work = lesson.folder / "work"
+    shutil.rmtree(work / "one", ignore_errors=True)
+    (work / "one").mkdir()
+    assert lesson.shell("python ../../src/hdf5/pack.py folder work/files work/one/parallel.h5").returncode == 0
+    same_content(work / "parallel.h5", work / "one/parallel.h5")
+
+    script = work / "parallel.py"
+    script.write_text(PARALLEL)
+    begin = f"srun --nodes 2 --ntasks 4 --label python {script} {REPOSITORY}"
+    done = cluster.run(f"{begin} work/slurm.h5 well", lesson.folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    write_parallel(work / "one/slurm.h5", "well", tasks=1)
+    same_content(work / "slurm.h5", work / "one/slurm.h5")
+    began = time.monotonic()
+    done = cluster.run(f"{begin} work/fails.h5 raise-6", lesson.folder)
+    assert done.returncode == 1 and time.monotonic() - began < 30
+    stopped = set(re.findall(r"(\d): stopped: .*item 6: RuntimeError: this one is broken", done.stderr))
+    assert stopped == set("0123"), done.stderr
+    assert not (work / "fails.h5").exists()
+
+
+# ------------------------------------------------------------------------------------------------ the readers
+
+
+def test_blocks_of_items(tmp_path):
+    path = write(tmp_path, blocks(), stacked=True)
+    for dataset in (HDF5Dataset(path), RawHDF5Dataset(path, stacked=True)):
+        assert len(dataset) == 70
+        names = "test" if isinstance(dataset, RawHDF5Dataset) and type(dataset) is RawHDF5Dataset else "train"
+        first = 56 if names == "test" else 0  # the file's own order is that of the alphabet
+        assert dataset[0]["image"][3, 3] == first and dataset[0]["name"] == f"nömer {first}"
+    dataset = HDF5Dataset(path, "train")
+    assert len(dataset) == 56 and len(HDF5Dataset(path, "test")) == 14 and HDF5Dataset(path, "test")[0]["label"] == -56
+    chosen = torch.tensor([50, 3, 3, 17])
+    batch = dataset.__getitems__(chosen)
+    assert torch.equal(batch["image"][:, 0, 0].long(), chosen) and torch.equal(batch["label"], -chosen)
+    assert batch["name"] == [f"nömer {number}" for number in chosen] and batch["image"].shape == (4, 4, 4)
+    dataset[3]["image"].zero_()  # whatever is done with an item, the next one is as it was
+    assert dataset[3]["image"].sum() == 48
+    with pytest.raises(PackError, match="nothing below tra"):
+        HDF5Dataset(path, "tra")
+
+
+def test_stacked_arrays_of_unequal_length(tmp_path):
+    with pytest.raises(PackError, match="stacked arrays need one length"):
+        write(tmp_path, [{"a": {"x": np.zeros(3), "y": np.zeros(4)}}], stacked=True)
+    with h5py.File(tmp_path / "foreign.h5", "w") as file:
+        file["images"], file["labels"] = np.zeros((5, 2, 2)), np.arange(5)
+    assert len(RawHDF5Dataset(tmp_path / "foreign.h5")) == 1
+    foreign = RawHDF5Dataset(tmp_path / "foreign.h5", stacked=True)
+    assert len(foreign) == 5 and foreign[4]["labels"] == 4
+
+
+def test_transform(tmp_path):
+    path = write(tmp_path, numbered(20))
+    dataset = HDF5Dataset(path, transform=pair)
+    assert dataset[3][1] == 3 and dataset[3][0].shape == (10,)
+    x, n = dataset.__getitems__([5, 2])
+    assert x.shape == (2, 10) and n.tolist() == [5, 2]
+    path = write(tmp_path, [{f"{n}": {"x": np.zeros(n)}} for n in range(3)], "unequal.h5")
+    with pytest.raises(PackError, match="do not have the same datasets and shapes"):
+        HDF5Dataset(path).__getitems__([1, 2])
+
+
+def pair(item):
+    return item["x"], item["n"]
+
+
+@pytest.mark.parametrize(("context", "read_before"), [("fork", False), ("fork", True), ("spawn", True)])
+def test_workers(tmp_path, context, read_before):
+    path = write(tmp_path, blocks(), stacked=True)
+    dataset = HDF5Dataset(path)
+    if read_before:
+        dataset[0]
+    again = pickle.loads(pickle.dumps(dataset))
+    assert again[69]["label"] == -69
+    loader = DataLoader(
+        dataset,
+        batch_size=8,
+        shuffle=True,
+        num_workers=2 if context == "fork" else 1,
+        multiprocessing_context=context,
+        collate_fn=default_convert,
+    )
+    seen = [label for batch in loader for label in batch["label"].tolist()]
+    assert sorted(seen) == list(range(-69, 1))
+    assert dataset[69]["label"] == -69
+
+
+def test_many_forked_readers_do_not_disturb_each_other(tmp_path):
+    path = write(tmp_path, blocks(40, 50), stacked=True)
+    dataset = HDF5Dataset(path)
+    dataset[0]
+
+    def read(seed):
+        rng = random.Random(seed)
+        for _ in range(1000):
+            number = rng.randrange(len(dataset))
+            item = dataset[number]
+            assert (item["image"] == number).all() and item["label"] == -number
+
+    processes = [FORK.Process(target=read, args=(seed,)) for seed in range(8)]
+    for process in processes:
+        process.start()
+    read(99)
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+
+
+def test_index_and_file_that_disagree(tmp_path):
+    path, other = write(tmp_path, numbered(20)), write(tmp_path, numbered(20), "other.h5")
+    index = index_path(path)
+    text = index.read_text()
+
+    def refuse(words, new_index):
+        index.write_text(new_index)
+        with pytest.raises(PackError, match=words):
+            HDF5Dataset(path)
+        index.write_text(text)
+
+    refuse("is not the index of", index_path(other).read_text())
+    for name, change in (("groups", [["part/000", 2]]), ("about", {}), ("stacked", True), ("id", "0")):
+        refuse("is not the index of", json.dumps(json.loads(text) | {name: change}))
+    refuse("another version", json.dumps(json.loads(text) | {"format": 2}))
+    for broken in ("", "[]", "{}", "null", text[:-20], '{"format": 1}', text.replace('"bytes"', '"bites"')):
+        refuse("cannot be read as the index", broken)
+    index.unlink()
+    with pytest.raises(PackError, match="has no index data.json"):
+        HDF5Dataset(path)
+    assert len(RawHDF5Dataset(path)) == 20
+    index.write_text(text)
+
+    dataset = HDF5Dataset(path)
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    with pytest.raises(PackError, match="says .* bytes"):
+        HDF5Dataset(path)
+    path.write_bytes(content[:2000] + bytes(len(content) - 2000))
+    with pytest.raises(PackError):
+        HDF5Dataset(path)[5]
+    path.write_bytes(content.replace(np.full(10, 7).tobytes(), np.full(10, 8).tobytes()))
+    with pytest.raises(PackError, match="is damaged"):
+        verify(path)
+    with pytest.raises(PackError, match="is damaged"):
+        stage(path, tmp_path / "local")
+    shutil.copy(other, path)
+    with pytest.raises(PackError, match="was replaced"):
+        dataset[0]
+    path.write_text("no HDF5")
+    with pytest.raises(PackError, match="cannot be read as HDF5"):
+        RawHDF5Dataset(path)
+    renamed = other.rename(tmp_path / "renamed.h5")
+    index_path(other).rename(tmp_path / "renamed.json")
+    assert len(HDF5Dataset(renamed)) == 20
+
+
+# ------------------------------------------------------------------------------------------------ staging
+
+
+def log_copies(folder, seconds=0.0):
+    """Let staging note each copy in a file."""
+    copy_file = staging.copy_file
+
+    def noted(source, target):
+        with open(folder / "copies", "a") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(seconds)
+        return copy_file(source, target)
+
+    staging.copy_file = noted
+
+
+def test_4_processes_copy_once(tmp_path):
+    path = write(tmp_path, numbered(50))
+    local = tmp_path / "local"
+
+    def start(seconds=0.3):
+        log_copies(tmp_path, seconds)
+        assert HDF5Dataset(stage(path, local))[49]["n"] == 49
+
+    def at_once():
+        processes = [FORK.Process(target=start) for _ in range(4)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+            assert process.exitcode == 0
+
+    killed = FORK.Process(target=start, args=(60,))  # it holds the lock, then it is killed
+    killed.start()
+    while not (tmp_path / "copies").exists():
+        time.sleep(0.01)
+    killed.kill()
+    killed.join()
+    at_once()
+    assert len((tmp_path / "copies").read_text().split()) == 2
+    assert len(files_in(local)) == 3  # data.h5, data.json, the lock
+    at_once()  # the next job on this node
+    assert len((tmp_path / "copies").read_text().split()) == 2
+    [copy] = local.glob("*/data.h5")
+    copy.write_bytes(b"broken")  # the copy is not what it was: again
+    at_once()
+    assert len((tmp_path / "copies").read_text().split()) == 3
+
+
+def test_where_staging_goes(tmp_path, monkeypatch):
+    path = write(tmp_path, numbered(5))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmpdir"))
+    monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path / "slurm"))
+    assert stage(path).is_relative_to(tmp_path / "slurm")
+    monkeypatch.delenv("SLURM_TMPDIR")
+    assert stage(path).is_relative_to(tmp_path / "tmpdir")
+    monkeypatch.delenv("TMPDIR")
+    with pytest.raises(PackError, match="name a folder there"):
+        stage(path)
+    with pytest.raises(PackError, match="cannot stage data.h5"):
+        stage(path, "/dev/null")
+    another = write(tmp_path, numbered(6), "another.h5")
+    assert stage(path, tmp_path / "x").parent != stage(another, tmp_path / "x").parent
+
+
+# ------------------------------------------------------------------------------------------------ the caches
+
+
+class Numbered(Dataset):
+    """Item i is full of i, so half an item is seen; each time one is made, that is noted in a file."""
+
+    def __init__(self, log, length=60, size=20_000, seconds=0.0):
+        self.log, self.length, self.size, self.seconds = log, length, size, seconds
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        with open(self.log, "a") as file:
+            file.write(f"{index}\n")
+        time.sleep(self.seconds)
+        return torch.full((self.size,), index, dtype=torch.int16), index, {"half": index / 2}
+
+    def made(self):
+        return [int(line) for line in self.log.read_text().split()]
+
+
+def read_all(dataset, seed):
+    for index in random.Random(seed).sample(range(len(dataset)), len(dataset)):
+        item = dataset[index]
+        assert (item[0] == index).all() and item[1:] == (index, {"half": index / 2})
+
+
+def read_with_workers(make, workers):
+    """One of the processes of a node: opens the cache itself, and has forked workers."""
+    dataset = make()
+    processes = [FORK.Process(target=read_all, args=(dataset, seed)) for seed in range(workers)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+
+
+def crowd(tmp_path, kind, processes, workers):
+    """So many processes with so many workers each; each item is made once, but for those that are compared."""
+    dataset = Numbered(tmp_path / "log", seconds=0.001)
+
+    def make():
+        if kind == "memory":
+            return CachedDataset(dataset, 10**9, fingerprint=str(tmp_path))
+        return FileCachedDataset(dataset, tmp_path / "cache")
+
+    before = set(MEMORY.glob("cached-dataset-*"))
+    started = [FORK.Process(target=read_with_workers, args=(make, workers)) for _ in range(processes)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+        assert process.exitcode == 0
+    made = dataset.made()
+    for index in range(len(dataset)):
+        compared = processes * (3 if index == 0 else 2) if index in (0, 30, 59) else 0
+        assert made.count(index) == compared + 1, (index, made.count(index))
+    assert set(MEMORY.glob("cached-dataset-*")) <= before, "the memory is not given back"
+
+
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_48_readers_in_8_processes(tmp_path, kind):
+    crowd(tmp_path, kind, 8, 6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_8_times_48_readers(tmp_path, kind):
+    crowd(tmp_path, kind, 8, 48)
+
+
+def test_the_next_run_makes_nothing_again(tmp_path):
+    dataset = Numbered(tmp_path / "log", 20, 10)
+    read_all(FileCachedDataset(dataset, tmp_path / "cache"), 0)
+    dataset.log.unlink()
+    cache = FileCachedDataset(dataset, tmp_path / "cache")
+    read_all(cache, 1)
+    assert set(dataset.made()) == {0, 10, 19}  # those that are compared
+    x, number, rest = cache.__getitems__(torch.tensor([3, 1]))
+    assert x.tolist() == [[3] * 10, [1] * 10] and number.tolist() == [3, 1] and rest["half"].tolist() == [1.5, 0.5]
+    with pytest.raises(IndexError):
+        cache[20]
+
+
+def test_a_reader_killed_while_it_writes_leaves_no_half_item(tmp_path):
+    dataset = Numbered(tmp_path / "log", 40, 200_000)
+    rng = random.Random(2)
+    for _ in range(10):
+        process = FORK.Process(target=lambda: read_all(FileCachedDataset(dataset, tmp_path / "cache"), rng.random()))
+        process.start()
+        time.sleep(rng.uniform(0.01, 0.1))
+        process.kill()
+        process.join()
+    cache = FileCachedDataset(dataset, tmp_path / "cache")
+    read_all(cache, 5)
+    with open(tmp_path / "cache", "r+b") as file:  # what a power cut may do: the item is not what its checksum says
+        file.seek(cache.slots.data + 7 * cache.slots.bytes + 1000)
+        file.write(b"damaged")
+    read_all(cache, 6)
+
+
+def test_max_bytes(tmp_path):
+    dataset = Numbered(tmp_path / "log", 20, 1000)
+    size = 2 * 1000 + 8 + 8
+    cache = CachedDataset(dataset, 5 * size + 100)
+    read_all(cache, 0)
+    dataset.log.unlink()
+    read_all(cache, 0)
+    assert sorted(dataset.made()) == list(range(5, 20))
+    assert cache.slots.path.stat().st_size < 5 * size + 100 + 3 * 4096
+    with pytest.raises(CacheError, match="has no room for one"):
+        CachedDataset(dataset, 1000)
+
+
+def test_the_memory_is_given_back(tmp_path):
+    dataset = Numbered(tmp_path / "log", 20, 1000)
+    cache = CachedDataset(dataset, 10**6)
+    path = cache.slots.path
+    again = CachedDataset(dataset, 10**6)
+    unpickled = pickle.loads(pickle.dumps(cache))
+    assert again.slots.path == path
+    del cache, again
+    assert path.exists() and unpickled[3][1] == 3
+    del unpickled
+    assert not path.exists()
+
+    def end_by_force():
+        cache = CachedDataset(dataset, 10**6)
+        read_all(cache, 0)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    process = FORK.Process(target=end_by_force)
+    process.start()
+    process.join()
+    assert path.exists()
+    other = CachedDataset(Numbered(tmp_path / "log", 10, 10), 10**6)  # the next one finds what was left
+    assert not path.exists() and other.slots.path.exists()
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_workers_of_a_cache(tmp_path, context):
+    dataset = Numbered(tmp_path / "log", 40, 10)
+    caches = [CachedDataset(dataset, 10**6), FileCachedDataset(dataset, tmp_path / "cache")]
+    for cache in caches if context == "fork" else caches[:1]:  # to spawn a worker takes seconds
+        cache[3]
+        dataset.log.unlink()
+        loader = DataLoader(
+            cache,
+            batch_size=4,
+            num_workers=2 if context == "fork" else 1,
+            persistent_workers=True,
+            multiprocessing_context=context,
+            collate_fn=default_convert,
+        )
+        for _ in range(2):
+            assert [number for _, numbers, _ in loader for number in numbers.tolist()] == list(range(40))
+        assert sorted(dataset.made()) == [number for number in range(40) if number != 3]
+
+
+def test_random_changes_come_after_the_cache(tmp_path):
+    dataset = Numbered(tmp_path / "log", 10, 1000)
+    cache = CachedDataset(dataset, 10**6, transform=add_noise)
+    assert not torch.equal(cache[3], cache[3]) and (cache[3].round() == 3).all()
+    assert cache.__getitems__([1, 2]).shape == (2, 1000)
+
+
+def add_noise(item):
+    return item[0] + torch.rand(1000) * 0.4
+
+
+class Items(Dataset):
+    """A list, in which a function stands for what it returns."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]() if callable(self.items[index]) else self.items[index]
+
+
+@pytest.mark.parametrize(
+    ("items", "words"),
+    [
+        ([Image.new("RGB", (4, 4))] * 3, "of type Image, but a cache holds tensors"),
+        ([(torch.zeros(1), "text")] * 3, r"the item\[1\] is of type str"),
+        ([None] * 3, "of type NoneType"),
+        ([{1: 2}] * 3, "keys that are no texts"),
+        ([torch.zeros(2, dtype=torch.bfloat16)] * 3, "a tensor that a cache cannot hold"),
+        ([np.array(["a"])] * 3, "of type ndarray"),
+        ([torch.zeros(2)] * 2 + [torch.zeros(3)], r"item 2: .* this is Tensor float32 \[3\], the first .* \[2\]"),
+        ([1, 2, 3.0], "item 2: .* this is float, the first int"),
+        ([lambda: torch.rand(9)] * 3, "item 0 came out in two ways"),
+        ([], "the data set is empty"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_what_a_cache_cannot_hold_is_refused(tmp_path, items, words, kind):
+    with pytest.raises(CacheError, match=words):
+        if kind == "memory":
+            CachedDataset(Items(items), 10**6)
+        else:
+            FileCachedDataset(Items(items), tmp_path / "cache")
+    assert files_in(tmp_path) == []
+
+
+def test_an_item_in_the_middle_that_does_not_fit(tmp_path):
+    items = [torch.zeros(2) for _ in range(9)]
+    items[1] = torch.zeros(3)
+    cache = FileCachedDataset(Items(items), tmp_path / "cache")
+    with pytest.raises(CacheError, match="item 1: a cache holds items of one type and shape"):
+        cache[1]
+    assert torch.equal(cache[2], torch.zeros(2))
+
+
+def test_what_a_cache_holds_comes_out_as_it_was(tmp_path):
+    items = [
+        (np.float32(n), [n, True, 0.5], {"a": np.full((2, 0), n), "b": torch.tensor(n)}, torch.full((2, 3), n * 1j))
+        for n in range(4)
+    ]
+    cache = FileCachedDataset(Items(items), tmp_path / "cache")
+    for _ in range(2):
+        for expected, item in zip(items, cache, strict=False):
+            assert [type(part) for part in item] == [type(part) for part in expected]
+            assert item[:2] == expected[:2] and type(item[1][1]) is bool
+            assert item[2]["a"].shape == (2, 0) and torch.equal(item[2]["b"], expected[2]["b"])
+            assert torch.equal(item[3], expected[3])
+
+
+def test_another_data_set_is_refused(tmp_path):
+    path = tmp_path / "cache"
+    FileCachedDataset(Items(list(range(10))), path)
+    for items, fingerprint in (([*range(9), 99], ""), (list(range(11)), ""), (list(range(10)), "version 2")):
+        with pytest.raises(CacheError, match="is the cache of another data set: delete it"):
+            FileCachedDataset(Items(items), path, fingerprint=fingerprint)
+    with open(path, "r+b") as file:
+        file.truncate(10_000)
+    FileCachedDataset(Items(list(range(10))), tmp_path / "other")
+    size = (tmp_path / "other").stat().st_size
+    os.truncate(tmp_path / "other", size - 1)
+    with pytest.raises(CacheError, match="was cut off"):
+        FileCachedDataset(Items(list(range(10))), tmp_path / "other")
+    (tmp_path / "text").write_text("my notes")
+    with pytest.raises(CacheError, match="is no cache"):
+        FileCachedDataset(Items(list(range(10))), tmp_path / "text")
+    with pytest.raises(CacheError, match="No such file"):
+        FileCachedDataset(Items(list(range(10))), tmp_path / "nowhere/cache")
+    one, two = write(tmp_path, blocks(), "one.h5", stacked=True), write(tmp_path, blocks(), "two.h5", stacked=True)
+    FileCachedDataset(HDF5Dataset(one, transform=only_image), tmp_path / "packed")
+    with pytest.raises(CacheError, match="of another data set"):
+        FileCachedDataset(HDF5Dataset(two, transform=only_image), tmp_path / "packed")
+
+
+def only_image(item):
+    return item["image"]
