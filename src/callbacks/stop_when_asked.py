@@ -99,6 +99,7 @@ class StopWhenAsked(L.Callback):
             self.stop(trainer)
 
     def stop(self, trainer):
+        run = self.checkpoints.folder.parent.name
         for logger in trainer.loggers:
             flush(logger)
         code = 128 + (self.signal or signal.SIGTERM)
@@ -110,10 +111,10 @@ class StopWhenAsked(L.Callback):
             except SystemExit as end:
                 leave(end.code if isinstance(end.code, int) and end.code > 0 else 0)
             except Exception as error:  # submitit refuses: it was requeued too often
-                log.error(f"the job is not requeued: {error} Go on with: python run.py resume RUN")
+                log.error(f"the job is not requeued: {error} Go on with: python run.py resume {run}")
                 leave(1)
         if trainer.is_global_zero:
-            log.warning(f"stopped at step {trainer.global_step}. Go on with: python run.py resume RUN")
+            log.warning(f"stopped at step {trainer.global_step}. Go on with: python run.py resume {run}")
         leave(code)
 
     def on_train_end(self, trainer, module):
