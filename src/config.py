@@ -34,6 +34,7 @@ KNOWN = {
     "model": [],
     "optimizer": ["SGD", "Adam", "AdamW", "RMSprop"],
     "lr_scheduler": ["StepLR", "CosineAnnealingLR", "OneCycleLR", "ReduceLROnPlateau"],
+    "logger": ["tensorboard", "csv", "mlflow", "wandb"],
     "callbacks": ["EarlyStopping", "StochasticWeightAveraging", "LearningRateMonitor"],
 }
 for package, key in ((src.datasets, "data"), (src.models, "model")):  # so that the classes in them are known by name
@@ -98,13 +99,17 @@ def merge(argv) -> str:
         ValueError: with one sentence that says what is wrong
     """
     parser = make_parser()
-    argv = list(argv)
-    for number, flag in enumerate(argv[:-1]):
-        preset = PRESETS / f"{argv[number + 1]}.yaml"
-        if flag == "--config" and preset.is_file():
-            argv[number + 1] = str(preset)
+    files, flags, words = [], [], iter(argv)
+    for word in words:
+        flag, _, value = word.partition("=")
+        if flag == "--config":
+            value = value or next(words, "")
+            preset = PRESETS / f"{value}.yaml"
+            files += ["--config", str(preset) if preset.is_file() else value]
+        else:
+            flags.append(word)
     try:
-        config = parser.parse_args(argv)
+        config = parser.parse_args([*files, *flags])  # what comes last wins
     except ArgumentError as error:
         raise ValueError(one_sentence(error)) from error
     settings_of(config)  # checks what goes beyond types
