@@ -23,9 +23,8 @@ def make_logger(name, run_folder, hparams, step):
     if name in ("mlflow", "wandb") and importlib.util.find_spec(name) is None:
         sys.exit(f"--logger {name} needs a package that is not installed: pip install {name}")
     if name == "tensorboard":
-        purge = {"purge_step": step} if step else {}
         logger = TensorBoardLogger(
-            run_folder.parent, name="", version=run_folder.name, default_hp_metric=False, **purge
+            run_folder.parent, name="", version=run_folder.name, default_hp_metric=False, purge_step=step
         )
     elif name == "csv":
         before = read_csv(run_folder / "metrics.csv", step)
