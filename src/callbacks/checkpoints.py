@@ -94,8 +94,14 @@ class Checkpoints(L.Callback):
             self.best = score
             trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=False)
 
+    def on_train_epoch_end(self, trainer, module):
+        # --max_steps or --max_time may end an epoch in its middle. Now its metrics are not yet begun anew.
+        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self.save(trainer)
+
     def on_train_end(self, trainer, module):
-        self.save(trainer)
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self.save(trainer)
 
     def save(self, trainer):
         """All processes call this together."""

@@ -32,6 +32,9 @@ class ExactResume(L.Callback):
 
     def on_fit_start(self, trainer, module):
         open_channel()
+        for callback in trainer.early_stopping_callbacks:
+            if callback.stopped_epoch or callback.wait_count >= callback.patience:
+                trainer.should_stop = True  # it was over already, and Lightning would go on
 
     def teardown(self, trainer, module, stage):
         close_channel()
@@ -128,7 +131,12 @@ def correct_counters(loop, stopped_in_validation, ended):
 
     Lightning looks at four counters (ready, started, processed, completed) to see where a training was stopped.
     """
-    batches = loop["epoch_loop.batch_progress"]
+    batches, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]
+    if ended and not batches["is_last_batch"]:  # in the middle of an epoch, which Lightning takes for a whole one
+        for tracker in (epochs["total"], epochs["current"]):
+            tracker.update(processed=tracker["ready"] - 1, completed=tracker["ready"] - 1)
+    elif ended:  # with more epochs the training goes on with the next one
+        batches["current"].update(ready=0, started=0, processed=0, completed=0)
     for tracker in (batches["total"], batches["current"]):  # the next batch may be fetched, nothing is done with it
         done = tracker["completed"]
         tracker.update(ready=done, started=done, processed=done)
@@ -138,5 +146,3 @@ def correct_counters(loop, stopped_in_validation, ended):
         validation["current"].update(ready=0, started=0, processed=0, completed=0)
     else:
         batches["is_last_batch"] = False
-    if ended:  # with more epochs the training goes on with the next one
-        batches["current"].update(ready=0, started=0, processed=0, completed=0)
