@@ -213,7 +213,9 @@ def make_trainer(settings, run_folder, logger, callbacks, more):
         profiler=profiler,
         enable_checkpointing=False,  # src/callbacks/checkpoints.py does it
         enable_model_summary=False,  # it is in the log already
-        enable_progress_bar=sys.stdout.isatty(),  # in a log file a progress bar is a thousand lines
+        # In a log file a progress bar is a thousand lines. mpirun makes every process believe that it has a terminal,
+        # but only for what it writes.
+        enable_progress_bar=sys.stdout.isatty() and sys.stdin.isatty(),
         **more,
     )
 
@@ -242,7 +244,9 @@ def attach_optimizer(model, optimizer, scheduler, interval):
         if scheduler is None:
             return made
         lr_scheduler = scheduler(made)
-        monitor = {"monitor": lr_scheduler.monitor} if hasattr(lr_scheduler, "monitor") else {}
+        monitor = {}
+        if isinstance(lr_scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):  # Lightning's knows what it looks at
+            monitor = {"monitor": getattr(lr_scheduler, "monitor", "val/loss")}
         return {"optimizer": made, "lr_scheduler": {"scheduler": lr_scheduler, "interval": interval, **monitor}}
 
     model.configure_optimizers = configure_optimizers
