@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -275,6 +276,31 @@ def test_a_finished_run_goes_on_for_more_epochs(small, tmp_path):
         assert shown[tag] == expected[tag], tag
 
 
+@pytest.mark.parametrize("limit", ["--max_steps 27", "--max_steps 20", "--max_epochs 1"])
+def test_a_limit_that_was_reached_is_raised(small, tmp_path, limit):
+    """27 steps are one epoch and a part of the second: the rest of it is still to be done."""
+    flags = f"{SMALL} --checkpoint_every 5 --keep all"
+    Training(tmp_path / "run", f"{flags} {limit}").ends_well()
+    again = Training(tmp_path / "run", f"{flags} {limit}").ends_well()
+    assert epoch_lines(again) == {}
+    run = Training(tmp_path / "run", f"{flags} --max_epochs 2").ends_well()
+    assert weights(run) == weights(small[2])
+    assert epoch_lines(run)["02"] == epoch_lines(small[2])["02"]
+
+
+def test_a_run_that_was_stopped_early_stays_stopped(tmp_path):
+    """Its accuracy is said to be the better the smaller it is, so it gets worse at once."""
+    (tmp_path / "early.yaml").write_text(
+        "callbacks: [{class_path: EarlyStopping, init_args: {monitor: val/accuracy, mode: min, patience: 1}}]"
+    )
+    first, again = (
+        Training(tmp_path / "run", f"--config {tmp_path}/early.yaml {SMALL} --max_epochs 9").ends_well() for _ in "12"
+    )
+    assert list(epoch_lines(first)) == ["01", "02"]
+    assert epoch_lines(again) == {}
+    assert weights(again) == weights(first)
+
+
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
 def test_another_number_of_processes_goes_on(tmp_path, before, after):
     flags = f"{SMALL} --checkpoint_every 7 --max_epochs 1"
@@ -362,6 +388,12 @@ def test_a_loss_that_is_not_finite(mine):
     assert steps(run.folder) == [2, 4]
 
 
+def test_what_ended_before_its_first_checkpoint_begins_anew(mine):
+    mine("run", "--model.nan_at 5 --validate_every 2").wait()
+    whole = mine("whole", "--validate_every 2")
+    assert_equal([mine("run", "--validate_every 2").ends_well()], whole.ends_well())
+
+
 def test_a_learning_rate_that_is_far_too_large(tmp_path):
     run = Training(tmp_path / "run", f"{SMALL} --optimizer.lr 1e30 --max_epochs 1")
     assert run.wait() == 1
@@ -424,3 +456,61 @@ def test_a_limit_of_time(mine):
     assert time.monotonic() - begin < 20
     done = len([line for line in mine.notes("run") if line[0] == "train"])
     assert steps(run.folder)[-1] == done < 21_000
+
+
+EVERY = 5  # steps between two checkpoints of the campaign
+KILLS = {(1, 0): 13, (1, 2): 13, (2, 0): 12, (2, 2): 12}  # (processes, workers of each)
+
+
+def campaign(parent, processes, workers, chance):
+    """Kill a training again and again at random moments; when it has ended all the same, begin another.
+
+    Returns:
+        the trainings of each run, in their order; the steps after which was killed; how many kills fell into a save
+    """
+    flags = f"{FLAGS} --checkpoint_every {EVERY} --num_workers {workers}"
+    runs, killed_after, while_saving = [[]], [], 0
+    while True:
+        folder = parent / f"{processes}-{workers}-{len(runs)}"
+        begin = (steps(folder) or [0])[-1]
+        training = Training(folder, flags, launcher=PYTHON if processes == 1 else torchrun())
+        runs[-1].append(training)
+        if len(killed_after) < KILLS[processes, workers]:
+            target = begin + EVERY * chance.randint(1, 5)
+            while training.running() and (steps(folder) or [0])[-1] < target:
+                time.sleep(0.002)
+            time.sleep(chance.uniform(0, 0.05))
+            if training.running():
+                training.kill()
+                killed_after.append((steps(folder) or [0])[-1])
+                while_saving += bool(list(folder.glob("checkpoints/.*.partial")))
+                continue
+        training.ends_well()
+        if len(killed_after) == KILLS[processes, workers]:
+            return runs, killed_after, while_saving
+        runs.append([])
+
+
+@pytest.mark.slow
+def test_killed_fifty_times(unbroken, tmp_path):
+    begin = time.monotonic()
+    kills, ended, saving = [], 0, 0
+    for processes in (1, 2):
+        with ThreadPoolExecutor() as threads:
+            pairs = [(workers, random.Random(10 * processes + workers)) for workers in (0, 2)]
+            results = [threads.submit(campaign, tmp_path, processes, *pair) for pair in pairs]
+        for result in results:
+            runs, killed_after, while_saving = result.result()
+            for trainings in runs:
+                assert_equal(trainings, unbroken[processes])
+                assert not list(trainings[0].folder.glob("checkpoints/.*"))
+            kills += killed_after
+            saving += while_saving
+            ended += len(runs)
+    print(
+        f"{len(kills)} kills, {saving} of them while a checkpoint was written, in {ended} runs of 150 steps; "
+        f"the checkpoints then were of steps {sorted(kills)}. "
+        f"All {ended} ended with the weights, epoch lines and curves of the unbroken run. "
+        f"{time.monotonic() - begin:.0f} s"
+    )
+    assert len(kills) == 50
