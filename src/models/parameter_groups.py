@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 
 
 def parameter_groups(parameters, patterns):
-    """Put each parameter in exactly one group: those with equal settings are together.
+    """Put each parameter in exactly one group: those that the same patterns fit are together.
 
     Args:
         parameters: (name, parameter) pairs
@@ -24,10 +24,9 @@ def parameter_groups(parameters, patterns):
     groups = {}
     for name, parameter in parameters:
         fitting = [pattern for pattern in patterns if fnmatchcase(name, pattern)]
+        group = " and ".join(fitting) or "rest"
         settings = {key: value for pattern in fitting for key, value in patterns[pattern].items()}
-        key = tuple(sorted(settings.items()))
-        group = groups.setdefault(key, {"params": [], "name": " and ".join(fitting) or "rest", **settings})
-        group["params"].append(parameter)
+        groups.setdefault(group, {"params": [], "name": group, **settings})["params"].append(parameter)
     return list(groups.values())
 
 
