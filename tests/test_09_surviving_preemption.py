@@ -199,6 +199,8 @@ def requeue(cluster, run, moment):
 def crash(cluster, run, moment):
     """One of the two nodes, at random; it is booted again when Slurm has noticed."""
     nodes = cluster.run(f"scontrol show hostnames $(squeue --noheader --jobs={run.name} --format=%N)", "/").stdout
+    if not nodes:
+        return  # too late, it has ended: the row says so
     node = moment.choice(nodes.split())
     assert cluster.cluster_py(*CRASH.split()[2:-1], node).returncode == 0
     until(lambda: "R" not in cluster.run(f"squeue --noheader --jobs={run.name} --format=%t", "/").stdout)
@@ -219,7 +221,7 @@ def survive(way, number, root, cluster, reference):
     moment = random.Random(f"{way} {number}")
     whole_nodes = "--mem 8000M" if way in ("preempted", "node crashed") else "--mem 4G"  # else two runs share a node
     flags = f"{SHORT} {whole_nodes} --name {way.replace(' ', '_')} --num_workers {number % 2}"
-    flags += f" {SLOWLY} {1.2 if way == 'time limit' else 0.25}"
+    flags += f" {SLOWLY} {1.2 if way == 'time limit' else 0.6}"
     flags += {"time limit": " --time 00:03:00", "preempted": " --partition low"}.get(way, "")
     began = time.monotonic()
     run = start(root, cluster, f"python run.py --config {CONFIG}", flags)
@@ -244,7 +246,7 @@ def survive(way, number, root, cluster, reference):
     saved = re.findall(r"(SIG\w+|a signal in another process): saving at step (\d+)", text)
     resumed = re.findall(r"going on from \S*step=(\d+)", text)
     attempts = [row["State"].split()[0] for row in cluster.sacct(job, "State", "-X -D")]
-    problems = []
+    problems = [] if len(attempts) > 1 or resumed else ["it was not killed"]
     if state != "COMPLETED":
         problems.append(state)
     else:

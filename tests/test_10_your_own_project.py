@@ -30,6 +30,7 @@ OTHER = f"{TRAIN} --model.width 16 --data.largest 30"
 WRONG = f"{TRAIN} --data.larget 30"
 TEST = "python run.py test RUN --ckpt best"
 PREDICT = "python run.py predict RUN --ckpt best"
+LOAD = """python -c "from src.load import load_run; print(load_run('logs/RUN'))\""""
 
 WEIGHTS = re.compile(r"the weights are (\w{16})$", re.MULTILINE)
 EPOCH = re.compile(
@@ -65,7 +66,7 @@ def trained(project):
 
 
 def test_every_command_of_the_readme_is_tested_here(project):
-    assert project.commands == [*COPY, TRAIN, LIST, RESUME, SLURM, LOCAL, OTHER, WRONG, TEST, PREDICT]
+    assert project.commands == [*COPY, TRAIN, LIST, RESUME, SLURM, LOCAL, OTHER, WRONG, TEST, PREDICT, LOAD]
 
 
 def test_it_learns(project, trained):
@@ -109,6 +110,11 @@ def test_test_and_predict(project, trained):
         predicted = torch.from_numpy(arrays["angle"])
     true = (2 * torch.rand(2_000, generator=torch.Generator().manual_seed(0)) - 1) * 45
     assert (predicted - true).abs().mean().item() == pytest.approx(error, abs=1e-3)
+
+
+def test_load_in_python(project, trained):
+    done = project.shell(LOAD.replace("RUN", trained[1]))
+    assert done.returncode == 0 and done.stdout.startswith("AngleFinder("), done.stderr
 
 
 def test_two_processes_on_one_machine(project):
