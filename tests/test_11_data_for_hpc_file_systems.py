@@ -540,7 +540,7 @@ def test_4_tasks_of_slurm(cluster, lesson, measured):
     work = lesson.folder / "work"
     shutil.rmtree(work / "one", ignore_errors=True)
     (work / "one").mkdir()
-    assert lesson.shell("python ../../src/hdf5/pack.py folder work/files work/one/parallel.h5").returncode == 0
+    pack.ImageWriter(*pack.find_folder(work / "files")).write(work / "one/parallel.h5")
     same_content(work / "parallel.h5", work / "one/parallel.h5")
 
     script = work / "parallel.py"

@@ -81,8 +81,6 @@ class Rows(Dataset):
 
 def make_files(folder, count):
     """MNIST as small files: train/<digit>/00000.png with `count` images, and some in test/."""
-    if folder.is_dir():
-        return
     partial = folder.with_name("files.partial")
     shutil.rmtree(partial, ignore_errors=True)
     for part, number in (("train", count), ("test", TEST_IMAGES)):
@@ -150,7 +148,8 @@ def measure(name, made_in, paths, make, args):
     dataset = make()
     fetch_all(dataset)
     warm = best(images_per_second, dataset, args.seconds, max)
-    print(f"{name:28} {len(files):7,} {size:7.1f} {made_in:9.1f} {cold:>9} {warm:>9,.0f}", flush=True)
+    made_in = "-" if made_in is None else f"{made_in:.1f}"
+    print(f"{name:28} {len(files):7,} {size:7.1f} {made_in:>9} {cold:>9} {warm:>9,.0f}", flush=True)
     return dataset
 
 
@@ -169,7 +168,7 @@ def timed(function, *arguments):
 def run(args, work, local):
     print(f"{args.images:,} images of 28 x 28 pixels in batches of {BATCH_SIZE}, one process\n", flush=True)
     files = work / "files"
-    made_in = timed(make_files, files, args.images)
+    made_in = None if files.is_dir() else timed(make_files, files, args.images)
     found = len(list((files / "train").rglob("*.png")))
     if found != args.images:
         sys.exit(f"{files} holds {found} images, not {args.images}: delete it, or give --images {found}")

@@ -33,6 +33,8 @@ def publish(path):
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not partial.exists() or not os.path.samestat(os.fstat(file.fileno()), partial.stat()):
+                raise BlockingIOError  # between our two lines another process finished with it
         except BlockingIOError:
             raise PackError(f"{path} is just being written by another process") from None
         except OSError:
