@@ -170,16 +170,16 @@ def test_optimizers_and_schedulers_act(tmp_path):
         )
     )
     assert rates(plain) == pytest.approx([0.1] * 3)
-    assert rates(step) == pytest.approx([0.1, 0.05, 0.025])
+    assert rates(step) == pytest.approx([0.05, 0.025, 0.0125])  # what the next epoch has
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         torch.optim.SGD([torch.zeros(1)], lr=0.1), max_lr=0.2, total_steps=60
     )
     expected = [schedule.get_last_lr()[0]]
-    for _ in range(59):
+    for _ in range(60):
         schedule.optimizer.step()
         schedule.step()
         expected.append(schedule.get_last_lr()[0])
-    assert rates(cycle) == pytest.approx([expected[at] for at in (20, 40, 59)], rel=1e-4)
+    assert rates(cycle) == pytest.approx([expected[at] for at in (20, 40, 60)], rel=1e-4)
     assert last_rate(plateau) == pytest.approx(0.025)  # two epochs were no better than the first
     assert last_rate(torchs) == pytest.approx(0.025)
     assert rates(scaled) == pytest.approx([0.2] * 3)
