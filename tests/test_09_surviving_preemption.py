@@ -64,7 +64,7 @@ def for_run(command: str, run: str, before: str = "2") -> str:
 
 def start(root: Root, cluster: Cluster, command: str, flags: str = "") -> Path:
     """Submit a run; its folder. Its name is the job's id."""
-    done = cluster.run(f"{command} {flags}", root.folder, check=True)
+    done = cluster.run(f"{command} {flags}", root.folder, timeout=600, check=True)
     return root.folder / "logs" / re.search(r"^run (\S+) ", done.stdout, re.MULTILINE)[1]
 
 
@@ -236,7 +236,7 @@ def survive(way, number, root, cluster, reference):
         WAYS[way](cluster, run, moment)
     state = cluster.wait(job, 600)
     if way == "kill -9" and state == "FAILED":
-        cluster.run(for_run(RESUME, job), root.folder, check=True)
+        cluster.run(for_run(RESUME, job), root.folder, timeout=600, check=True)
         [second] = {path.name.split("_")[0] for path in run.glob("*_submitted.pkl")} - {job}
         state = cluster.wait(second, 600)
         for rank in range(4):  # one log again
