@@ -11,6 +11,7 @@ others that are in the middle of a step and wait for its gradients.
 """
 
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -124,6 +125,8 @@ class StopWhenAsked(L.Callback):
 
 def leave(code):
     """End this process at once. The usual way takes everything down in order, and may wait for the others for ever."""
+    for worker in multiprocessing.active_children():  # or they complain that nobody takes what they have fetched
+        worker.kill()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
