@@ -71,7 +71,7 @@ class Lesson:
         return subprocess.run(
             ["bash", "-c", command],
             cwd=self.folder,
-            env=(os.environ if real else quick()) | environment,
+            env=(os.environ if real else quick_python.environment()) | environment,
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
@@ -82,9 +82,8 @@ class Lesson:
         """Type a command in a terminal of 120 columns; returns all that it wrote there."""
         ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
-        process = subprocess.Popen(
-            ["bash", "-c", command], cwd=self.folder, env=quick(), stdin=theirs, stdout=theirs, stderr=theirs
-        )
+        files = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+        process = subprocess.Popen(["bash", "-c", command], cwd=self.folder, env=quick_python.environment(), **files)
         os.close(theirs)
         written = b""
         with contextlib.suppress(OSError):  # the end of a terminal is an error on Linux
@@ -93,12 +92,6 @@ class Lesson:
         os.close(ours)
         assert process.wait() == 0
         return written.decode()
-
-
-def quick() -> dict[str, str]:
-    """The environment in which `python` has imported torch and Lightning already: see quick_python.py."""
-    folder = quick_python.start()
-    return os.environ | ({"PATH": f"{folder}:{os.environ['PATH']}"} if folder else {})
 
 
 def assert_one_sentence(done: subprocess.CompletedProcess, *words: str) -> None:
