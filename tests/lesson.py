@@ -75,7 +75,7 @@ class Lesson:
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
-            timeout=300,
+            timeout=900,
         )
 
     def terminal(self, command: str) -> str:

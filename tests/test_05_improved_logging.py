@@ -48,7 +48,7 @@ def lesson_4(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(lesson, lesson_4):
     """Two epochs in this process. Returns what was printed, and the run folder."""
-    done = lesson.run("python run.py", "--cluster debug --max_epochs 2 --log_path logs/trained")
+    done = lesson.run("python run.py", "--cluster debug --max_epochs 2 --log_path logs/trained", real=True)
     assert done.returncode == 0, done.stdout + done.stderr
     [folder] = (lesson.folder / "logs/trained").iterdir()
     return done, folder
@@ -120,7 +120,8 @@ def test_log_lines_have_time_level_rank_and_name(trained):
 def test_two_runs_in_one_process_say_everything_twice_not_more(lesson):
     """The second diverges: it ends all the same, and its numbers say so."""
     done = lesson.shell(
-        "python run.py --lr 1e-1 1e30 --optimizer SGD --cluster debug --max_epochs 1 --log_path logs/two"
+        "python run.py --lr 1e-1 1e30 --optimizer SGD --cluster debug --max_epochs 1 --batch_size 1000"
+        " --log_path logs/two"
     )
     assert done.returncode == 0, done.stdout + done.stderr
     for text in ("Seed set to 1", "epoch: 01/01", "`Trainer.fit` stopped", "GPU available", "test loss"):
@@ -237,7 +238,7 @@ with SummaryWriter("logs/perfect") as writer:
 
 
 def test_confusion_matrix_and_a_perfect_predictor(lesson):
-    done = lesson.shell(f"python -W ignore - <<'END'{WITHOUT_TRAINING}END")
+    done = lesson.shell(f"python - <<'END'{WITHOUT_TRAINING}END")
     assert done.returncode == 0, done.stderr
     perfect = EventAccumulator(str(lesson.folder / "logs/perfect"))
     perfect.Reload()
@@ -292,9 +293,9 @@ def test_a_browser_opens_tensorboard(tensorboard, trained, tmp_path):
 
 
 def test_local_job(lesson):
-    done = lesson.run("python run.py", "--cluster local --max_epochs 1 --log_path logs/local")
+    done = lesson.run("python run.py", "--cluster local --max_epochs 1 --batch_size 1000 --log_path logs/local")
     assert done.returncode == 0, done.stdout + done.stderr
-    job, folder = re.search(r"^job (\d+)    (\S+)    lr=0.001 batch_size=64$", done.stdout, re.MULTILINE).groups()
+    job, folder = re.search(r"^job (\d+)    (\S+)    lr=0.001 batch_size=1000$", done.stdout, re.MULTILINE).groups()
     folder = lesson.folder / folder
     assert folder.name == job
     log = lesson.folder / re.search(r"tail -F (\S+)", done.stdout)[1]
@@ -345,7 +346,7 @@ def test_a_missing_package_is_one_sentence_and_nothing_is_started(lesson, packag
 
 
 def test_mlflow(lesson):
-    command = "python run.py --logger mlflow --cluster debug --max_epochs 1 --log_path logs/store"
+    command = "python run.py --logger mlflow --cluster debug --max_epochs 1 --batch_size 1000 --log_path logs/store"
     if importlib.util.find_spec("mlflow") is None:
         assert_one_sentence(lesson.shell(command), "pip install mlflow")
         return
@@ -379,14 +380,14 @@ def test_on_slurm(lesson, cluster, tmp_path):
     late.write_text(f'#!/bin/sh\n{shutil.which("sbatch")} "$@" && sleep 2\n')
     late.chmod(0o755)
     python = f"PATH={tmp_path}:$PATH python"
-    flags = "--cluster slurm --max_epochs 1 --log_path logs/slurm"
+    flags = "--cluster slurm --max_epochs 1 --batch_size 1000 --log_path logs/slurm"
     one = cluster.run(f"{python} run.py {flags}", lesson.folder, check=True).stdout
     two = cluster.run(f"{python} run.py --lr 1e-4 1e-3 {flags}", lesson.folder, check=True).stdout
     for refused in ("--partition nowhere --lr 1 2", "--cpus_per_task 99"):
         done = cluster.run(f"{python} run.py {flags} {refused}", lesson.folder)
         assert done.returncode != 0 and "nothing was submitted" in done.stderr
     jobs = re.findall(r"^job (\S+)    (\S+)    (.*)$", one + two, re.MULTILINE)
-    assert [values for _, _, values in jobs] == [f"lr={lr} batch_size=64" for lr in ("0.001", "0.0001", "0.001")]
+    assert [values for _, _, values in jobs] == [f"lr={lr} batch_size=1000" for lr in ("0.001", "0.0001", "0.001")]
     for job, folder, _ in jobs:
         assert cluster.wait(job) == "COMPLETED"
         folder = lesson.folder / folder

@@ -76,9 +76,8 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def exercises(lesson):
-    """All exercises, two at a time: most of their time is the import of torch. Their outputs by their command."""
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(EXERCISES, pool.map(lesson.run, EXERCISES), strict=True))
+    """What all exercises print, by their command. Without TensorBoard's pages: thirty epochs would draw thirty."""
+    return {command: lesson.run(command, "--logger csv") for command in EXERCISES}
 
 
 @pytest.fixture(scope="module")
@@ -301,7 +300,7 @@ def test_the_small_network_prints_the_digits_of_lesson_6(lesson, tmp_path):
 
 def test_limits_and_pages_of_a_resnet(lesson):
     flags = "--cluster debug --limit_train_batches 3 --limit_val_batches 2 --log_path logs/resnet"
-    done = lesson.run(RESNET, flags)
+    done = lesson.run(RESNET, flags, real=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "epoch: 02/02" in done.stdout and "test accuracy: " in done.stdout
     [folder] = (lesson.folder / "logs/resnet").iterdir()
@@ -354,8 +353,9 @@ assert all(torch.equal(value, before[name]) for name, value in network.state_dic
 
 
 def test_on_slurm(lesson, cluster):
-    flags = "--cluster slurm --dataset mnist --limit_train_batches 20 --max_epochs 1 --log_path logs/slurm"
-    submitted = cluster.run(f"python run.py --arch resnet18 {flags}", lesson.folder, check=True).stdout
+    flags = "--cluster slurm --dataset mnist --limit_train_batches 20 --limit_val_batches 5 --max_epochs 1"
+    command = f"python run.py --arch resnet18 {flags} --log_path logs/slurm"
+    submitted = cluster.run(command, lesson.folder, check=True).stdout
     job, folder = re.search(r"^job (\S+)    (\S+)", submitted, re.MULTILINE).groups()
     assert cluster.wait(job) == "COMPLETED"
     log = (lesson.folder / folder / f"{job}_0_log.out").read_text()
