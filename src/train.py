@@ -35,7 +35,7 @@ from lightning.pytorch.utilities.model_summary import ModelSummary  # noqa: E402
 from lightning.pytorch.utilities.rank_zero import rank_zero_only  # noqa: E402
 
 from src.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, find, newest  # noqa: E402
-from src.callbacks.exact_resume import ExactResume  # noqa: E402
+from src.callbacks.exact_resume import ExactResume, next_logged_step  # noqa: E402
 from src.callbacks.finite_loss import FiniteLoss  # noqa: E402
 from src.callbacks.stop_when_asked import StopWhenAsked  # noqa: E402
 from src.callbacks.tensorboard import TensorBoardPages  # noqa: E402
@@ -107,10 +107,9 @@ def train(command, config_text, run_folder):
     attach_optimizer(model, parts.optimizer, parts.lr_scheduler, config.lr_interval)
 
     checkpoint = newest(run_folder) if command == "fit" else find(config.run, config.ckpt)
-    step = torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"] if checkpoint else 0
     logger = None
     if command == "fit" and not settings.fast_dev_run:
-        logger = make_logger(parts.logger, run_folder, shown_hparams(config), step)
+        logger = make_logger(parts.logger, run_folder, shown_hparams(config), next_logged_step(checkpoint))
     callbacks = parts.callbacks
     images = isinstance(data, ImageDataModule) and isinstance(model, Classifier)
     if images and isinstance(logger, L.pytorch.loggers.TensorBoardLogger):  # the others get the numbers, no pictures

@@ -74,6 +74,8 @@ class ExactResume(L.Callback):
             "metrics": gather(metrics),
             "logged": {name: value.item() for name, value in trainer.callback_metrics.items()},
             "logged_steps": None if stopped_in_validation else trainer.fit_loop.epoch_loop._batches_that_stepped,
+            # The step under which the next metrics are logged. Those of a validation belong to the step before it.
+            "next_logged_step": trainer.fit_loop.epoch_loop._batches_that_stepped,
         }
 
     def on_load_checkpoint(self, trainer, module, checkpoint):
@@ -92,6 +94,13 @@ class ExactResume(L.Callback):
                 setattr(modules[name], state, to_device(value, modules[name].device))
             modules[name]._update_count = updates
             modules[name]._computed = None
+
+
+def next_logged_step(checkpoint):
+    """From which step on a run that goes on from this checkpoint writes its curves anew; None begins at 0."""
+    if checkpoint is None:
+        return 0
+    return torch.load(checkpoint, map_location="cpu", weights_only=True)["exact_resume"]["next_logged_step"]
 
 
 def settle_buckets(model):
