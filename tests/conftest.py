@@ -1,6 +1,9 @@
 """What several test files share."""
 
+import fcntl
+import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +13,23 @@ from lesson import Lesson
 
 # `python` in a command of a README is the Python that runs the tests, on the nodes of the practice cluster too.
 os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+# Two processes of pytest share the cores: a thread that waits for another must not spin. It changes no digit.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Files that take long are the first, so that no process of pytest has one left when the other has nothing more to do.
+# Lesson 1 is the very first, because others wait for what it prints.
+FIRST = """
+    test_01 test_resume test_08 test_09 test_launch test_05 test_06 test_11 test_07 test_04 test_train test_10
+""".split()  # noqa: SIM905
+
+
+def pytest_collection_modifyitems(items):
+    places = {name: place for place, name in enumerate(FIRST)}
+
+    def place(item):
+        return next((place for name, place in places.items() if item.path.name.startswith(name)), len(FIRST))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
@@ -24,5 +44,17 @@ def cluster():
 
 @pytest.fixture(scope="session")
 def lesson_1(tmp_path_factory):
-    """What the first command of lesson 1 printed, all ten epochs: lessons 2 to 4 print the same numbers."""
-    return Lesson("01-simple-model-training", tmp_path_factory.mktemp("lesson-1")).run("bash ./run.sh")
+    """What the first command of lesson 1 printed, all ten epochs: later lessons print the same numbers.
+
+    One training for all processes of pytest: the first that needs it trains.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    kept = folder / "lesson-1.json"
+    with open(folder / "lesson-1.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            lesson = Lesson("01-simple-model-training", tmp_path_factory.mktemp("lesson-1"))
+            done = lesson.run("bash ./run.sh", real=True)
+            kept.write_text(json.dumps([done.returncode, done.stdout, done.stderr]))
+    return subprocess.CompletedProcess("bash ./run.sh", *json.loads(kept.read_text()))

@@ -21,7 +21,7 @@ def test_every_command_of_the_readme_is_tested(lesson):
 
 
 def test_the_same_epochs_as_lesson_1_with_events_and_checkpoint(lesson, lesson_1):
-    done = lesson.run("bash ./run.sh", "--max_epochs 2")
+    done = lesson.run("bash ./run.sh", "--max_epochs 2", real=True)
     assert done.returncode == 0, done.stderr
     lines = epochs(done.stdout)
     assert len(lines) == 2
@@ -59,14 +59,14 @@ with torch.no_grad():
 
 
 def test_on_a_terminal_there_is_a_progress_bar(lesson):
-    screen = lesson.terminal("bash ./run.sh --max_epochs 1")
+    screen = lesson.terminal("bash ./run.sh --max_epochs 1 --batch_size 1000")
     assert "Epoch 0" in screen
     assert "epoch: 01/01" in screen
     assert "test loss:" in screen
 
 
 def test_on_slurm(lesson, cluster):
-    job = cluster.submit("./run.sh --max_epochs 1", lesson.folder)
+    job = cluster.submit("./run.sh --max_epochs 1 --batch_size 1000", lesson.folder)
     assert cluster.wait(job) == "COMPLETED"
     log = (lesson.folder / f"slurm.{job}.out").read_text()
     assert len(epochs(log)) == 1

@@ -84,7 +84,7 @@ def test_debug_runs_in_this_process_one_run_after_the_other(lesson):
 
 
 def test_local_runs_in_the_background_with_log_files(lesson):
-    jobs = submitted(lesson.run("python run.py --cluster local", "--max_epochs 1"))
+    jobs = submitted(lesson.run("python run.py --cluster local", "--max_epochs 1 --batch_size 1000"))
     [(job, run_folder)] = jobs.items()
     run_folder = lesson.folder / run_folder
     result = run_folder.parent / f"{job}_0_result.pkl"
@@ -99,7 +99,7 @@ def test_local_runs_in_the_background_with_log_files(lesson):
 
 
 def test_on_a_terminal_there_is_a_progress_bar(lesson):
-    screen = lesson.terminal("python run.py --cluster debug --max_epochs 1")
+    screen = lesson.terminal("python run.py --cluster debug --max_epochs 1 --batch_size 1000")
     assert "Epoch 0" in screen
     assert "epoch: 01/01" in screen
     assert "test loss:" in screen
@@ -137,7 +137,7 @@ def test_slurm(lesson, cluster):
 
 
 def test_an_array_has_a_folder_for_each_run(lesson, cluster):
-    jobs = submitted(cluster.run("python run.py --lr 1e-4 1e-3 --max_epochs 1", lesson.folder))
+    jobs = submitted(cluster.run("python run.py --lr 1e-4 1e-3 --max_epochs 1 --batch_size 1000", lesson.folder))
     assert len(jobs) == 2
     array = next(iter(jobs)).split("_")[0]
     assert list(jobs) == [f"{array}_0", f"{array}_1"]
@@ -150,7 +150,8 @@ def test_an_array_has_a_folder_for_each_run(lesson, cluster):
 
 
 def test_a_cancelled_job_is_seen_as_cancelled(lesson, cluster):
-    [(job, run_folder)] = submitted(cluster.run("python run.py --max_epochs 1000", lesson.folder)).items()
+    done = cluster.run("python run.py --max_epochs 1000 --batch_size 1000", lesson.folder)
+    [(job, run_folder)] = submitted(done).items()
     log = (lesson.folder / run_folder).parent / f"{job}_0_log.out"
     deadline = time.monotonic() + 120
     while not (log.exists() and "epoch: 01/1000" in log.read_text()):
