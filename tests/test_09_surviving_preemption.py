@@ -1,5 +1,6 @@
 """Lesson 9: kill a run in every way; it ends with the weights of one that was left alone."""
 
+import os
 import random
 import re
 import signal
@@ -212,7 +213,7 @@ def kill_9(cluster, run, moment):
     cluster.run(for_run(KILL_9, run.name), "/")
 
 
-TIMES = 5
+TIMES = int(os.environ.get("CAMPAIGN", 1))  # CAMPAIGN=5 python -m pytest -m slow takes a quarter of an hour
 WAYS = {"preempted": preempt, "time limit": None, "requeued": requeue, "node crashed": crash, "kill -9": kill_9}
 
 
@@ -269,7 +270,7 @@ def survive(way, number, root, cluster, reference):
 
 @pytest.mark.slow
 def test_campaign(root, own_cluster):
-    """Each way to be stopped, five times, at random moments; 2 nodes x 2 processes. Prints a table."""
+    """Each way to be stopped, TIMES times, at random moments; 2 nodes x 2 processes. Prints a table."""
     cluster = own_cluster
     reference = start(root, cluster, f"python run.py --config {CONFIG}", SHORT)
     assert cluster.wait(reference.name) == "COMPLETED"
