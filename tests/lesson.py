@@ -8,6 +8,7 @@ import re
 import shutil
 import struct
 import subprocess
+import sys
 import termios
 from pathlib import Path
 
@@ -29,6 +30,26 @@ def readme_commands(folder: Path) -> list[str]:
     """The lines of all ```bash blocks of the folder's README.md."""
     blocks = re.findall(r"^```bash\n(.*?)^```", (folder / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     return [line for block in blocks for line in block.splitlines() if line]
+
+
+@contextlib.contextmanager
+def modules_of(folder: Path):
+    """Inside, `import src....` imports the modules of this folder: each lesson, and the root, calls its own src."""
+
+    def ours():
+        return {name: module for name, module in sys.modules.items() if name.split(".")[0] == "src"}
+
+    before = ours()
+    for name in before:
+        del sys.modules[name]
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in ours():
+            del sys.modules[name]
+        sys.modules.update(before)
 
 
 def epochs(output: str) -> list[tuple[float, ...]]:

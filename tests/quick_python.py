@@ -132,9 +132,10 @@ def become(words: list[str]) -> None:
     elif script == "-c":
         source, name, sys.argv = words[1], "<string>", ["-c", *words[2:]]
     else:
-        source, name, sys.path[0] = Path(script).read_bytes(), script, str(Path(script).resolve().parent)
+        name = str(Path(script).resolve())  # as Python has it: what is spawned looks for it from another folder
+        source, sys.path[0] = Path(script).read_bytes(), str(Path(script).resolve().parent)
     main = types.ModuleType("__main__")
-    main.__dict__.update(__builtins__=builtins, **({"__file__": script} if name == script else {}))
+    main.__dict__.update(__builtins__=builtins, **({"__file__": name} if name.startswith("/") else {}))
     sys.modules["__main__"] = main
     exec(compile(source, name, "exec"), main.__dict__)
 

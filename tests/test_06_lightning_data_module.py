@@ -4,7 +4,6 @@ import importlib
 import os
 import pickle
 import re
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +12,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from lesson import TEST_LINE, Lesson, assert_one_sentence, epochs
+from lesson import TEST_LINE, Lesson, assert_one_sentence, epochs, modules_of
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import random_split
@@ -34,25 +33,14 @@ def lesson(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def code(lesson):
-    """The lesson's modules, imported into this process: that saves the seconds a process needs to import torch.
-
-    Every lesson calls its modules src...., so they are forgotten before and after.
-    """
-
-    def forget():
-        for name in [name for name in sys.modules if name.split(".")[0] == "src"]:
-            del sys.modules[name]
-
-    forget()
-    sys.path.insert(0, str(lesson.folder))
+    """The lesson's modules, imported into this process: that saves the seconds a process needs to import torch."""
     names = ["datasets.augment", "datasets.images", "datasets.folder", "models.classifier", "models.networks", "main"]
-    modules = {name.split(".")[-1]: importlib.import_module(f"src.{name}") for name in names}
-    assert Path(modules["main"].__file__).is_relative_to(lesson.folder)
     threads = torch.get_num_threads()
-    yield SimpleNamespace(**modules)
+    with modules_of(lesson.folder):
+        modules = {name.split(".")[-1]: importlib.import_module(f"src.{name}") for name in names}
+        assert Path(modules["main"].__file__).is_relative_to(lesson.folder)
+        yield SimpleNamespace(**modules)
     torch.set_num_threads(threads)
-    sys.path.remove(str(lesson.folder))
-    forget()
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,14 @@
 """Lesson 7: what its README says happens, happens."""
 
 import csv
+import importlib
 import re
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from lesson import REPOSITORY, Lesson, assert_one_sentence, epochs
+from lesson import REPOSITORY, Lesson, assert_one_sentence, epochs, modules_of
 from torch import nn
 from torchvision import models
 
@@ -57,13 +57,8 @@ def lesson(tmp_path_factory):
 @pytest.fixture(scope="module")
 def networks():
     """The lesson's src/models/networks.py, imported into this process and forgotten again."""
-    sys.path.insert(0, str(REPOSITORY / "lessons" / NAME))
-    import src.models.networks
-
-    yield src.models.networks
-    sys.path.pop(0)
-    for name in [name for name in sys.modules if name == "src" or name.startswith("src.")]:
-        del sys.modules[name]
+    with modules_of(REPOSITORY / "lessons" / NAME):
+        yield importlib.import_module("src.models.networks")
 
 
 @pytest.fixture(scope="module", autouse=True)
