@@ -111,6 +111,7 @@ def test_every_command_of_the_readme_is_tested_here(tmp_path):
     assert Root(NAME, tmp_path).commands == commands + here
 
 
+@pytest.mark.slow
 def test_signalled_and_requeued_by_hand(root, cluster):
     """The README's first ways to stop a run, one after the other on the same one."""
     alone = start(root, cluster, ALONE, f"{SHORT} {SLOWLY} 0.02")
