@@ -7,9 +7,7 @@ probabilities = model(images).softmax(dim=1)
 
 from pathlib import Path
 
-import torch
-
-from src.callbacks.checkpoints import find
+from src.callbacks.checkpoints import find, load_weights
 from src.config import instantiate, read
 
 
@@ -28,5 +26,5 @@ def load_run(run, which="best"):
     model = instantiate(read((run / "config.yaml").read_text())).model
     if which == "best" and not (run / "checkpoints/best.ckpt").is_file():
         which = "last"
-    model.load_state_dict(torch.load(find(run, which), map_location="cpu", weights_only=True)["state_dict"])
+    load_weights(model, find(run, which))
     return model.eval()

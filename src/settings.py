@@ -97,8 +97,25 @@ def seconds(text, flag):
     Raises:
         ValueError: it is neither
     """
+    total = clock_seconds(text)
+    if total is None:
+        raise ValueError(f"{flag} {text} is not HH:MM:SS or D-HH:MM:SS, such as 00:10:00")
+    return total
+
+
+def clock_seconds(text):
+    """HH:MM:SS or D-HH:MM:SS in seconds; None if it is neither, or no time at all."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d{1,2}):([0-5]\d):([0-5]\d)", text)
     if not match or not re.search("[1-9]", text):
-        raise ValueError(f"{flag} {text} is not HH:MM:SS or D-HH:MM:SS, such as 00:10:00")
+        return None
     days, hours, minutes, rest = (int(part or 0) for part in match.groups())
     return ((days * 24 + hours) * 60 + minutes) * 60 + rest
+
+
+def indivisible(batch_size, processes):
+    """One sentence with the nearest sizes if a batch cannot be divided among these processes; else None."""
+    if batch_size % processes == 0:
+        return None
+    below = batch_size // processes * processes
+    nearest = f"{below} or {below + processes}" if below else processes
+    return f"--batch_size {batch_size} cannot be divided among {processes} processes: the nearest are {nearest}"

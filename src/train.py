@@ -34,7 +34,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden  # noqa: E40
 from lightning.pytorch.utilities.model_summary import ModelSummary  # noqa: E402
 from lightning.pytorch.utilities.rank_zero import rank_zero_only  # noqa: E402
 
-from src.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, find, newest  # noqa: E402
+from src.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, find, load_weights, newest  # noqa: E402
 from src.callbacks.exact_resume import ExactResume, next_logged_step  # noqa: E402
 from src.callbacks.finite_loss import FiniteLoss  # noqa: E402
 from src.callbacks.stop_when_asked import StopWhenAsked  # noqa: E402
@@ -42,7 +42,7 @@ from src.callbacks.tensorboard import TensorBoardPages  # noqa: E402
 from src.config import instantiate, merge, read, settings_of  # noqa: E402
 from src.datasets.images import ImageDataModule  # noqa: E402
 from src.models.classifier import Classifier  # noqa: E402
-from src.settings import period, seconds  # noqa: E402
+from src.settings import indivisible, period, seconds  # noqa: E402
 from src.utils.loggers import make_logger, shown_hparams  # noqa: E402
 from src.utils.logs import setup_logging  # noqa: E402
 from src.utils.predictions import write_predictions  # noqa: E402
@@ -110,11 +110,11 @@ def train(command, config_text, run_folder):
     logger = None
     if command == "fit" and not settings.fast_dev_run:
         logger = make_logger(parts.logger, run_folder, shown_hparams(config), next_logged_step(checkpoint))
-    callbacks = parts.callbacks
+    pages = []
     images = isinstance(data, ImageDataModule) and isinstance(model, Classifier)
     if images and isinstance(logger, L.pytorch.loggers.TensorBoardLogger):  # the others get the numbers, no pictures
-        callbacks = [TensorBoardPages(logger.shown), *callbacks]
-    trainer = make_trainer(settings, run_folder, logger, callbacks, config.trainer)
+        pages = [TensorBoardPages(logger.shown)]
+    trainer = make_trainer(settings, run_folder, logger, pages, parts.callbacks, config.trainer)
     if command == "fit":
         fit(trainer, model, data, checkpoint, settings, run_folder)
     else:
@@ -144,41 +144,38 @@ def fit(trainer, model, data, checkpoint, settings, run_folder):
         sys.exit(f"the end of the training could not be written to {run_folder}. {again}")
     tested = is_overridden("test_step", model)
     [metrics] = trainer.test(model, data, verbose=False) if tested else [{}]
-    numbers = [f"{name.replace('/', ' ')}: {value:.4f}" for name, value in metrics.items()]
     timer = next(callback for callback in trainer.callbacks if isinstance(callback, Timer))
     seconds_per_epoch = timer.time_elapsed("train") / max(1, trainer.current_epoch)
-    log_once("    ".join([*numbers, f"seconds per epoch: {seconds_per_epoch:.2f}"]))
+    log_once("    ".join([*in_words(metrics), f"seconds per epoch: {seconds_per_epoch:.2f}"]))
     log.info(f"the weights are {weights_checksum(model)}")  # from every process: they have to be the same in all
 
 
 def evaluate(command, trainer, model, data, checkpoint, run_folder):
     """validate and test print the metrics; predict writes predictions.npz."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    model.load_state_dict(state["state_dict"])
+    step = load_weights(model, checkpoint)
     if command == "predict":
         outputs = trainer.predict(model, data)
         write_predictions(trainer, data, outputs, run_folder / "predictions.npz")
         return
     [metrics] = getattr(trainer, command)(model, data, verbose=False)
-    numbers = [f"{name.replace('/', ' ')}: {value:.4f}" for name, value in metrics.items()]
-    log_once(f"{'    '.join(numbers)}    (checkpoint {checkpoint.name} of step {state['global_step']})")
+    log_once("    ".join([*in_words(metrics), f"(checkpoint {checkpoint.name} of step {step})"]))
 
 
-def make_trainer(settings, run_folder, logger, callbacks, more):
+def in_words(metrics):
+    return [f"{name.replace('/', ' ')}: {value:.4f}" for name, value in metrics.items()]
+
+
+def make_trainer(settings, run_folder, logger, pages, callbacks, more):
     world_size, local_size = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
     gpu = settings.accelerator == "gpu" or (settings.accelerator == "auto" and torch.cuda.is_available())
     if gpu and torch.cuda.device_count() < local_size:
         sys.exit(f"{local_size} processes on this node need a GPU each, but torch sees {torch.cuda.device_count()}")
-    if settings.batch_size % world_size:
-        below = settings.batch_size // world_size * world_size
-        nearest = f"{below} or {below + world_size}" if below else world_size
-        sys.exit(
-            f"--batch_size {settings.batch_size} cannot be divided among {world_size} processes: "
-            f"the nearest are {nearest}"
-        )
+    if sentence := indivisible(settings.batch_size, world_size):
+        sys.exit(sentence)
     checkpoints = Checkpoints(run_folder, settings.checkpoint_every, settings.keep, settings.monitor)
     validate_every, unit = period(settings.validate_every, "--validate_every")
-    own = [ExactResume(settings.seed), FiniteLoss(run_folder)]
+    # The pages come before the checkpoints: what they draw at the end is written when the last checkpoint is.
+    own = [ExactResume(settings.seed), FiniteLoss(run_folder), *pages]
     if not settings.fast_dev_run:
         own += [checkpoints, StopWhenAsked(checkpoints)]
     limits = {"limit_train_batches": settings.limit_train_batches, "limit_val_batches": settings.limit_val_batches}
@@ -256,7 +253,7 @@ def init_weights(model, source):
     path = Path(source)
     try:
         path = find(path) if path.is_dir() else find("", path)
-        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
+        load_weights(model, path)
     except (FileNotFoundError, RuntimeError) as error:  # another network
         sys.exit(f"--init_from {source}: {' '.join(str(error).split())[:300]}")
     log_once(f"beginning with the weights of {path}")

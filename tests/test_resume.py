@@ -257,6 +257,37 @@ def test_the_checkpoint_before_a_damaged_one_is_taken(small, tmp_path):
     assert all(is_complete(path) for path in (tmp_path / "run/checkpoints").iterdir())
 
 
+DYING = """
+import os
+import signal
+
+import lightning as L
+
+
+class Dying(L.Callback):
+    def on_train_end(self, trainer, module):
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("limit", ["--max_epochs 2", "--max_steps 27"])
+def test_killed_when_the_last_checkpoint_is_written(tmp_path, limit):
+    """What is left of the run, its test, is made up for; and TensorBoard's last pages are there."""
+    (tmp_path / "dying.py").write_text(DYING)
+    flags = f"{SMALL} {limit}"
+    whole = Training(tmp_path / "whole", flags).ends_well()
+    first = Training(tmp_path / "run", f"{flags} --callbacks+=dying.Dying", path=tmp_path)
+    assert first.wait() == -signal.SIGKILL
+    assert steps(first.folder) == steps(whole.folder)
+    second = Training(tmp_path / "run", flags).ends_well()
+    assert weights(second) == weights(whole)
+    shown, expected = curves(second.folder), curves(whole.folder)
+    assert {"val/confusion_matrix", "val/predictions", "test/accuracy"} <= set(expected)
+    # Lightning's count of epochs, beside the test: for it an epoch that --max_steps ends is over, until one resumes it.
+    assert shown.pop("epoch")[:-1] == expected.pop("epoch")[:-1]
+    assert shown == expected
+
+
 def test_a_finished_run_trains_nothing(small, tmp_path):
     shutil.copytree(small[2].folder, tmp_path / "run")
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run/checkpoints").iterdir()}

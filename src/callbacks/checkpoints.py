@@ -152,6 +152,13 @@ def newest(run_folder):
     return None
 
 
+def load_weights(model, path):
+    """Give the model the weights of a checkpoint; returns the step at which it was written."""
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    model.load_state_dict(checkpoint["state_dict"])
+    return checkpoint["global_step"]
+
+
 def find(run, which="last"):
     """A checkpoint of a run by name.
 

@@ -51,8 +51,8 @@ class ExactResume(L.Callback):
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         if self.resumed is not None:
             # Lightning counts the step after which it validated once more when it goes on behind it.
-            if self.resumed["logged_steps"] is not None:
-                trainer.fit_loop.epoch_loop._batches_that_stepped = self.resumed["logged_steps"]
+            if not self.resumed["stopped_in_validation"]:
+                trainer.fit_loop.epoch_loop._batches_that_stepped = self.resumed["next_logged_step"]
             self.resumed = None
         seed_here(self.seed, "step", trainer.fit_loop.epoch_progress.current.processed, batch_idx, trainer.global_rank)
 
@@ -73,7 +73,7 @@ class ExactResume(L.Callback):
         checkpoint["exact_resume"] = {
             "metrics": gather(metrics),
             "logged": {name: value.item() for name, value in trainer.callback_metrics.items()},
-            "logged_steps": None if stopped_in_validation else trainer.fit_loop.epoch_loop._batches_that_stepped,
+            "stopped_in_validation": stopped_in_validation,
             # The step under which the next metrics are logged. Those of a validation belong to the step before it.
             "next_logged_step": trainer.fit_loop.epoch_loop._batches_that_stepped,
         }
@@ -100,7 +100,9 @@ def next_logged_step(checkpoint):
     """From which step on a run that goes on from this checkpoint writes its curves anew; None begins at 0."""
     if checkpoint is None:
         return 0
-    return torch.load(checkpoint, map_location="cpu", weights_only=True)["exact_resume"]["next_logged_step"]
+    # mmap: of the weights nothing is read, Lightning will do that
+    checkpoint = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    return checkpoint["exact_resume"]["next_logged_step"]
 
 
 def settle_buckets(model):

@@ -36,17 +36,18 @@ class FiniteLoss(L.Callback):
         copied.record()
         self.waiting.append((step, self.batch, finite, copied))
         while self.waiting and (len(self.waiting) > IN_FLIGHT or self.waiting[0][3].query()):
-            step, batch, finite, copied = self.waiting.popleft()
-            copied.synchronize()
-            if not finite:
-                self.stop(trainer, step, batch, "the optimizer has used it already")
+            self.look(trainer)
 
     def on_train_epoch_end(self, trainer, module):
-        for step, batch, finite, copied in self.waiting:
-            copied.synchronize()
-            if not finite:
-                self.stop(trainer, step, batch, "the optimizer has used it already")
-        self.waiting.clear()
+        while self.waiting:
+            self.look(trainer)
+
+    def look(self, trainer):
+        """Look at the oldest loss that is waiting."""
+        step, batch, finite, copied = self.waiting.popleft()
+        copied.synchronize()
+        if not finite:
+            self.stop(trainer, step, batch, "the optimizer has used it already")
 
     def stop(self, trainer, step, batch, weights):
         path = self.folder / f"not_finite_step={step:08d}_rank={trainer.global_rank}.pt"

@@ -19,7 +19,6 @@ import time
 
 import lightning as L
 
-from src.callbacks.checkpoints import flush
 from src.utils.processes import largest
 
 log = logging.getLogger(__name__)
@@ -101,10 +100,8 @@ class StopWhenAsked(L.Callback):
 
     def stop(self, trainer):
         run = self.checkpoints.folder.parent.name
-        for logger in trainer.loggers:
-            flush(logger)
         code = 128 + (self.signal or signal.SIGTERM)
-        if callable(self.requeue) and self.requeue is not signal.default_int_handler:
+        if callable(self.requeue):
             if not trainer.is_global_zero:
                 leave(0)  # the first process requeues the job
             try:

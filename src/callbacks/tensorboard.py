@@ -151,7 +151,17 @@ class TensorBoardPages(L.Callback):
         add_weights(writer, module.network, step)
         add_pr_curves(writer, probabilities, labels, trainer.datamodule.classes, step)
 
+    def on_train_epoch_end(self, trainer, module):
+        # --max_steps or --max_time may end an epoch in its middle: then the last checkpoint is written here.
+        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self.add_outcome(trainer, module)
+
     def on_train_end(self, trainer, module):
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self.add_outcome(trainer, module)
+
+    def add_outcome(self, trainer, module):
+        """What the network has learnt. Before the last checkpoint, behind which nothing is repeated."""
         if not trainer.is_global_zero:
             return
         writer, step = trainer.logger.experiment, last_step(trainer)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
-from src.datasets.images import ImageDataModule
+from src.datasets.images import ImageDataModule, split
 from src.hdf5.index import PackError, read_index
 from src.hdf5.reader import HDF5Dataset
 from src.hdf5.staging import stage
@@ -89,13 +89,10 @@ class HDF5Images(ImageDataModule):
         if not training:
             self.test_set = Pairs(items, torch.arange(len(items)))
             return
-        # The same split as that of images in memory.
-        order = torch.randperm(len(items), generator=torch.Generator().manual_seed(0))
-        val_size = min(5_000, len(items) // 10)
-        if not val_size:
+        if len(items) < 10:
             sys.exit(f"{self.path} has only {len(items)} training images: it takes 10 to put one of them aside")
-        self.train_set = Pairs(items, order[:-val_size])
-        self.val_set = Pairs(items, order[-val_size:])
+        train, val = split(len(items))  # as images in memory are split
+        self.train_set, self.val_set = Pairs(items, train), Pairs(items, val)
 
     def local_path(self):
         if self.stage is None:

@@ -13,6 +13,14 @@ GET_DATA = DATA_DIR / "get_data.py"
 PADDING = 4  # pixels by which a training image is moved at most
 
 
+def split(length):
+    """Indices for training and for validation: a tenth, but not more than 5,000, is put aside."""
+    # A generator of its own: the split is the same in every process, whatever the seed is.
+    order = torch.randperm(length, generator=torch.Generator().manual_seed(0))
+    val_size = min(5_000, length // 10)
+    return order[:-val_size], order[-val_size:]
+
+
 class InMemoryImages(Dataset):
     """Decoded images, uint8 (N, C, H, W), and their labels, int64 (N): a quarter of the memory that floats take."""
 
@@ -76,10 +84,7 @@ class ImageDataModule(DataModule):
         """stage: fit, validate, test or predict. Sets train_set and val_set, or test_set; writes nothing."""
         if stage in ("fit", "validate"):
             images, labels = self.load(train=True)
-            # The split has a generator of its own: it is the same in every process, whatever the seed is.
-            order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-            val_size = min(5_000, len(labels) // 10)
-            train, val = order[:-val_size], order[-val_size:]
+            train, val = split(len(labels))
             self.train_set = InMemoryImages(images[train], labels[train])
             self.val_set = InMemoryImages(images[val], labels[val])
         else:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from src.launch.job import ROOT, megabytes, minutes
 from src.launch.ranks import strays
+from src.settings import indivisible
 
 OK, WARNING, ERROR = "ok", "WARNING", "ERROR"
 FREE_DISK = 5 * 1024**3  # bytes; a checkpoint of a large network alone has some gigabytes
@@ -65,10 +66,8 @@ def check_time(request):
 
 def check_batch(request):
     batch_size, processes = request.settings.batch_size, request.job.processes
-    if batch_size % processes:
-        below = batch_size // processes * processes
-        near = f"{below} or {below + processes}" if below else processes
-        return ERROR, f"--batch_size {batch_size} cannot be divided among {processes} processes: the nearest are {near}"
+    if sentence := indivisible(batch_size, processes):
+        return ERROR, sentence
     return OK, f"--batch_size {batch_size} is {batch_size // processes} for each process"
 
 

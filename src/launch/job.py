@@ -1,5 +1,6 @@
 """What a job asks for: nodes, processes, memory, time. Slurm's words, checked before Slurm sees them."""
 
+import math
 import re
 import shutil
 import subprocess
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+from src.settings import clock_seconds
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -88,11 +91,10 @@ def minutes(text):
     Raises:
         ValueError: it is neither
     """
-    match = re.fullmatch(r"(?:(\d+)-)?(\d{1,2}):([0-5]\d):([0-5]\d)", text)
-    if not match or not re.search("[1-9]", text):
+    total = clock_seconds(text)
+    if total is None:
         raise ValueError(f"--time {text!r} is not HH:MM:SS or D-HH:MM:SS, such as 00:10:00")
-    days, hours, mins, secs = (int(part or 0) for part in match.groups())
-    return (days * 24 + hours) * 60 + mins + (secs > 0)
+    return math.ceil(total / 60)
 
 
 def find_cluster():
