@@ -248,7 +248,8 @@ def survive(way, number, root, cluster, reference):
     saved = re.findall(r"(SIG\w+|a signal in another process): saving at step (\d+)", text)
     resumed = re.findall(r"going on from \S*step=(\d+)", text)
     attempts = [row["State"].split()[0] for row in cluster.sacct(job, "State", "-X -D")]
-    problems = [] if len(attempts) > 1 or resumed else ["it was not killed"]
+    # A run that was killed with -9 before its first checkpoint begins anew, as a job of its own.
+    problems = [] if attempts != ["COMPLETED"] else ["it was not killed"]
     if state != "COMPLETED":
         problems.append(state)
     else:
