@@ -1,10 +1,12 @@
 """What the final stage's callbacks cost in a step, and what a checkpoint costs.
 
-python tests/benchmarks/callbacks.py [--arch cnn] [--batch_size 256] [--rounds 20]
+python tests/benchmarks/callbacks.py [--arch cnn] [--batch_size 256] [--steps 400]
 torchrun --nproc_per_node 2 tests/benchmarks/callbacks.py           the same with two processes
 
-In one training the callbacks change every ten steps: none, one of them, ..., all, and again. So a machine that is busy
-for a while is busy for all of them. A time is the median of all steps of its kind.
+In one training each step has callbacks drawn by lot: none, one of them, or all. So a machine that is busy for a while
+is busy for all of them, and steps with and without can be compared: the ratio of the medians, with the interval in which
+95 of 100 repetitions of the draw would find it (bootstrap). With several processes StopWhenAsked asks the others every
+half second: too seldom for a median, so what that takes is measured by itself.
 """
 
 import argparse
@@ -23,9 +25,11 @@ export_ranks()
 
 import logging  # noqa: E402
 import os  # noqa: E402
+import random  # noqa: E402
 import warnings  # noqa: E402
 
 import lightning as L  # noqa: E402
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment  # noqa: E402
 
@@ -37,7 +41,6 @@ from src.datasets.images import ImageDataModule, InMemoryImages  # noqa: E402
 from src.models.classifier import Classifier  # noqa: E402
 from src.train import attach_optimizer  # noqa: E402
 
-BLOCK = 10  # steps
 WARM_UP = 60  # steps
 
 
@@ -56,7 +59,7 @@ class RandomImages(ImageDataModule):
 
 
 class Clock(L.Callback):
-    """The first in the list: a step is from its beginning to the next one's. It changes the rest of the list."""
+    """The last in the list: a step is from its end to the next one's. It draws the list for the next step."""
 
     def __init__(self, sets):
         self.sets = sets  # name: the callbacks
@@ -64,15 +67,35 @@ class Clock(L.Callback):
         self.name = None
         self.start = 0.0
 
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        now = time.perf_counter()
-        step = trainer.global_step
-        if step > WARM_UP and step % BLOCK > 1:  # in the first step of a block the list has just changed
-            self.times[self.name].append(now - self.start)
-        if step % BLOCK == 0:
-            self.name = list(self.sets)[step // BLOCK % len(self.sets)]
-            trainer.callbacks = [self, *self.sets[self.name]]
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step > WARM_UP and self.name:
+            self.times[self.name].append(time.perf_counter() - self.start)
+        # Seeded by the step: the same in all processes.
+        self.name = random.Random(trainer.global_step).choice(list(self.sets))
+        trainer.callbacks = [*self.sets[self.name], self]
         self.start = time.perf_counter()
+
+
+class TimedStop(StopWhenAsked):
+    """Notes how long it takes to ask the other processes."""
+
+    looking = 0.0  # seconds
+
+    def look(self, trainer):
+        start = time.perf_counter()
+        super().look(trainer)
+        self.looking += time.perf_counter() - start
+
+
+def ratio(times, baseline):
+    """The ratio of two medians, and its 95 % interval: (ratio, low, high)."""
+    chance = np.random.default_rng(1)
+    times, baseline = np.array(times), np.array(baseline)
+    drawn = [
+        np.median(chance.choice(times, len(times))) / np.median(chance.choice(baseline, len(baseline)))
+        for _ in range(2000)
+    ]
+    return np.median(times) / np.median(baseline), *np.percentile(drawn, [2.5, 97.5])
 
 
 def make_trainer(args, clock, parts):
@@ -84,10 +107,10 @@ def make_trainer(args, clock, parts):
         strategy="ddp" if world_size > 1 else "auto",
         plugins=[TorchElasticEnvironment() if world_size > 1 else LightningEnvironment(), AtomicCheckpointIO()],
         use_distributed_sampler=False,
-        max_steps=WARM_UP + args.rounds * BLOCK * len(clock.sets),
+        max_steps=WARM_UP + args.steps * len(clock.sets),
         max_epochs=-1,
         limit_val_batches=0,
-        callbacks=[clock, *parts.values()],
+        callbacks=[*parts.values(), clock],
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -99,7 +122,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", default="cnn")
     parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=400, help="of each kind")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -109,7 +132,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(folder, "1000000steps", "last", "val/accuracy")
         parts = {
-            "listening": StopWhenAsked(checkpoints),
+            "listening": TimedStop(checkpoints),
             "seeding": ExactResume(1),
             "finite loss": FiniteLoss(folder),
             "checkpoints": checkpoints,
@@ -127,10 +150,12 @@ def main():
     if not trainer.is_global_zero:
         return
     print(f"{args.arch}, batch {args.batch_size}, {trainer.world_size} processes, torch {torch.__version__}")
-    print(f"{'callbacks':12} {'ms a step':>10} {'ratio':>7}")
-    median = {name: statistics.median(times) for name, times in clock.times.items()}
-    for name, seconds in median.items():
-        print(f"{name:12} {1000 * seconds:10.3f} {seconds / median['none']:7.4f}")
+    print(f"{'callbacks':12} {'ms a step':>10} {'ratio':>7}   95 % interval")
+    for name, times in clock.times.items():
+        middle, low, high = ratio(times, clock.times["none"])
+        print(f"{name:12} {1000 * statistics.median(times):10.3f} {middle:7.4f}   {low:.4f} to {high:.4f}")
+    listened = sum(clock.times["listening"]) + sum(clock.times["all"])
+    print(f"asking the other processes took {parts['listening'].looking / listened:.4%} of the steps that listened")
     print(f"a checkpoint of {size / 1e6:.1f} MB takes {1000 * saving:.0f} ms")
 
 
