@@ -4,9 +4,9 @@ python tests/benchmarks/callbacks.py [--arch cnn] [--batch_size 256] [--steps 40
 torchrun --nproc_per_node 2 tests/benchmarks/callbacks.py           the same with two processes
 
 In one training each step has callbacks drawn by lot: none, one of them, or all. So a machine that is busy for a while
-is busy for all of them, and steps with and without can be compared: the ratio of the medians, with the interval in which
-95 of 100 repetitions of the draw would find it (bootstrap). With several processes StopWhenAsked asks the others every
-half second: too seldom for a median, so what that takes is measured by itself.
+is busy for all of them, and steps with and without can be compared: the ratio of the medians, with the interval in
+which 95 of 100 repetitions of the draw would find it (bootstrap). With several processes StopWhenAsked asks the others
+every half second: too seldom for a median, so what that takes is measured by itself.
 """
 
 import argparse
