@@ -3,6 +3,7 @@
 A check is a function of a Request that returns (level, sentence): OK, WARNING or ERROR. An ERROR is not submitted.
 """
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from src.launch.job import ROOT, megabytes, minutes
 from src.launch.ranks import strays
+from src.launch.script import container_program
 from src.settings import indivisible
 
 OK, WARNING, ERROR = "ok", "WARNING", "ERROR"
@@ -91,15 +93,22 @@ def check_environment(request):
 
 
 def check_container(request):
-    image = request.job.container
+    job = request.job
+    image, program = job.container, container_program(job)
     if not image:
         return OK, "no container"
-    if request.job.cluster == "debug":
-        return ERROR, f"--container {image} needs --cluster slurm or local: debug runs in this Python"
+    if job.cluster == "debug":
+        return ERROR, f"--container {image} needs another --cluster: debug runs in this Python"
     if "://" not in image and not Path(image).exists():
         return ERROR, f"--container {image}: there is no such image"
-    if not shutil.which("apptainer") and not shutil.which("singularity"):
-        return ERROR, f"--container {image} needs apptainer, which is not found here: load its module first"
+    for bind in job.container_binds:
+        if not Path(bind.split(":")[0]).exists():
+            return WARNING, f"--container_binds {bind}: there is no such folder here; the nodes need it"
+    if not shutil.which(program):
+        missing = f"--container {image} needs {program}, which is not found here"
+        if job.cluster == "local" or not importlib.util.find_spec("torch"):
+            return ERROR, f"{missing}: load its module first"
+        return WARNING, f"{missing}: this Python checks the training and gets the data; the nodes need {program}"
     return OK, f"the training runs in {image}"
 
 

@@ -9,6 +9,7 @@ import sys
 import types
 import typing
 from dataclasses import dataclass
+from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
@@ -138,6 +139,9 @@ def parse(argv, stored_config=None, stored_job=None):
     settings |= {name: value for name, value in typed.items() if name in SETTINGS_KEYS}
     try:
         request_job, request_settings = Job(**job), Settings(**settings)
+        if request_job.container and request_settings.data_dir:
+            folder = str(Path(request_settings.data_dir).expanduser().resolve())
+            request_job.container_binds = list(dict.fromkeys([*request_job.container_binds, folder]))
     except ValueError as error:
         sys.exit(str(error))
 

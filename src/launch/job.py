@@ -20,7 +20,8 @@ class Job:
     """The job.
 
     Args:
-        cluster: local: background processes here; debug: this process; auto: slurm where it is found, else debug
+        cluster: local: background processes here; debug: this process; auto: slurm where it is found, else debug;
+            pbs, sge: a job script for qsub
         nodes: machines
         gpus_per_node: GPUs on each node
         tasks_per_node: processes on each node; default: one a GPU, without GPUs one
@@ -35,12 +36,18 @@ class Job:
         modules: modules to load, such as [gcc/12.2, cuda/12.4]
         setup: shell commands that run before the training
         container: image in which the training runs, by apptainer
+        container_program: default: apptainer, or singularity where only that is found
+        container_binds: more folders that are seen in it, such as [/scratch, /archive/images:/images:ro]
+        container_env: more variables in it, such as [NCCL_DEBUG=INFO]
+        mpirun: pbs and sge: what starts the processes, such as "aprun -n {processes} -N {tasks_per_node}"
+        parallel_environment: sge: where the slots of the job come from
+        directives: pbs and sge: more lines for the head of the script, such as ["-l rt_F=2"]
         requeues: how often a job that reaches its time limit goes on
         log_path: folder of the runs; default: logs/ beside run.py
         name: in the queue; default: the command
     """
 
-    cluster: Literal["auto", "slurm", "local", "debug"] = "auto"
+    cluster: Literal["auto", "slurm", "local", "debug", "pbs", "sge"] = "auto"
     nodes: PositiveInt = 1
     gpus_per_node: NonNegativeInt = 0
     tasks_per_node: PositiveInt | None = None
@@ -55,6 +62,12 @@ class Job:
     modules: list[str] = field(default_factory=list)
     setup: list[str] = field(default_factory=list)
     container: str | None = None
+    container_program: str | None = None
+    container_binds: list[str] = field(default_factory=list)
+    container_env: list[str] = field(default_factory=list)
+    mpirun: str = "mpirun -n {processes} --hostfile {hostfile}"
+    parallel_environment: str = "mpi"
+    directives: list[str] = field(default_factory=list)
     requeues: NonNegativeInt = 100
     log_path: str | None = None
     name: str | None = None
@@ -64,6 +77,11 @@ class Job:
         minutes(self.time)
         if self.name is not None and not re.fullmatch(r"[\w.=-]+", self.name):
             raise ValueError(f"--name {self.name!r} may hold only letters, digits and _ . = -")
+        for variable in self.container_env:
+            if not re.match(r"[A-Za-z_]\w*=", variable):
+                raise ValueError(f"--container_env {variable!r} is not NAME=VALUE")
+        if self.container and "://" not in self.container:  # a job may start in another folder
+            self.container = str(Path(self.container).expanduser().resolve())
         self.tasks_per_node = self.tasks_per_node or max(1, self.gpus_per_node)
         self.log_path = str(Path(self.log_path or ROOT / "logs").expanduser().resolve())
 

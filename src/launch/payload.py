@@ -2,14 +2,18 @@
 
 import atexit
 import os
+import shutil
 import sys
 import uuid
 from pathlib import Path
 
 import submitit
+from submitit.core.logger import get_logger
 from submitit.helpers import DelayedSubmission
+from submitit.slurm.slurm import SlurmJobEnvironment
 
 from src.launch.ranks import export_ranks
+from src.launch.script import REQUEUE_NOTE
 
 
 class Run:
@@ -35,19 +39,30 @@ class Run:
         # What an attempt before this one has left: submitit would take it for this one's, or refuse to write it.
         for stale in job.paths.folder.glob(f"{job.paths.result_pickle.name}*"):
             stale.unlink(missing_ok=True)
+        if isinstance(job, SlurmJobEnvironment) and not shutil.which("scontrol"):  # in a container
+            SlurmJobEnvironment._requeue = requeue_from_outside
         if self.port is not None:
             os.environ["MASTER_PORT"] = str(self.port)
         export_ranks()
         if int(os.environ["WORLD_SIZE"]) > 1:
             atexit.register(leave, self)  # registered first, so called last
+        self.train(Path(self.folder or job.paths.folder))
+        self.finished = True
+
+    def train(self, folder):
         from src.train import train  # torch is imported only here: describing a job does not need it
 
-        train(self.command, self.config, Path(self.folder or job.paths.folder))
-        self.finished = True
+        train(self.command, self.config, folder)
 
     def checkpoint(self):
         """What submitit calls when the time is up: the same again, it goes on from what the run's folder holds."""
         return DelayedSubmission(self)
+
+
+def requeue_from_outside(environment, countdown):
+    """In place of `scontrol requeue`: the script of the job, which is not in the container, does it when we have left."""
+    (environment.paths.folder / REQUEUE_NOTE).touch()
+    get_logger().info(f"Asked for job {environment.job_id} to be queued again ({countdown} remaining timeouts)")
 
 
 def leave(run):

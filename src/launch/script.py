@@ -8,6 +8,8 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from src.launch.job import ROOT, minutes
 
+REQUEUE_NOTE = ".requeue"  # in the run's folder
+
 # What the beginning of a line means. Of two that fit, the first.
 MEANINGS = {
     "#SBATCH --account=": "whose share of the cluster pays",
@@ -32,8 +34,17 @@ MEANINGS = {
     "export SRUN_CPUS_PER_TASK=": "srun does not take it from above by itself, and would give each process one CPU",
     "export PYTHONPATH=": "where Python finds src/, and not another in the folder where it starts",
     "export SUBMITIT_EXECUTOR=": "submitit, which has written this script, asks later what started it",
+    "rm -f ": "a note that an attempt before this one may have left",
+    "code=$?": "how the training has ended",
+    "if rm ": "in its container it has no scontrol: it leaves a note that it wants to be queued again",
+    "exit ": "the exit code of the job is that of the training",
     "srun ": "start the processes on all nodes; when one fails, end the others",
 }
+
+
+def container_program(job):
+    """The program that runs containers. On a login node it may be missing: then apptainer."""
+    return job.container_program or next(filter(shutil.which, ["apptainer", "singularity"]), "apptainer")
 
 
 def container_command(job):
@@ -41,9 +52,11 @@ def container_command(job):
     if not job.container:
         return []
     nvidia = ["--nv"] if job.gpus_per_node else []  # with the driver of the GPUs
-    program = "apptainer" if shutil.which("apptainer") or not shutil.which("singularity") else "singularity"
-    folders = {str(ROOT), str((ROOT / "data").resolve()), job.log_path}
-    return [program, "exec", *nvidia, "--bind", ",".join(sorted(folders)), job.container]
+    folders = sorted({str(ROOT), str((ROOT / "data").resolve()), job.log_path}) + job.container_binds
+    # Of the home folder, which apptainer shows, the packages of another Python must not be seen.
+    variables = [f"--env={variable}" for variable in ["PYTHONNOUSERSITE=1", *job.container_env]]
+    bind = ",".join(dict.fromkeys(folders))
+    return [container_program(job), "exec", *nvidia, "--bind", bind, *variables, job.container]
 
 
 def python_command(job):
@@ -51,8 +64,26 @@ def python_command(job):
     return [*container_command(job), "python" if job.container else sys.executable]
 
 
-def sbatch_parameters(job):
-    """The job in the names of sbatch, as submitit takes them."""
+def requeue_outside(folder):
+    """The beginning and the end of a script whose processes are in a container, and cannot reach Slurm from there.
+
+    Args:
+        folder: of the run, with %j for the job id
+    """
+    note = '"$SLURM_JOB_ID"'.join(shlex.quote(part) for part in f"{folder}/{REQUEUE_NOTE}".split("%j"))
+    end = [
+        "code=$?",
+        f'if rm {note} 2> /dev/null; then scontrol requeue "$SLURM_JOB_ID" || code=1; fi',
+        'exit "$code"',
+    ]
+    return [f"rm -f {note}"], end
+
+
+def sbatch_parameters(job, folder):
+    """The job in the names of sbatch, as submitit takes them. folder: of the run, with %j for the job id."""
+    begin, end = requeue_outside(folder) if job.container else ([], None)
+    # What the user has on PYTHONPATH is for the Python outside.
+    python_path = shlex.quote(str(ROOT)) + ("" if job.container else "${PYTHONPATH:+:$PYTHONPATH}")
     return {
         "job_name": job.name,
         "nodes": job.nodes,
@@ -71,8 +102,10 @@ def sbatch_parameters(job):
             *(f"module load {module}" for module in job.modules),
             *job.setup,
             "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",
-            f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1",
+            f"export PYTHONPATH={python_path} PYTHONSAFEPATH=1",
+            *begin,
         ],
+        "teardown": end,
         "srun_args": ["--kill-on-bad-exit=1"],
     }
 
@@ -86,11 +119,11 @@ def explained_script(job, folder):
     script = _make_sbatch_string(
         command=f"{shlex.join(python_command(job))} -u -m submitit.core._submit {shlex.quote(str(folder))}",
         folder=folder,
-        **sbatch_parameters(job),
+        **sbatch_parameters(job, folder),
     )
     lines = []
     for line in script.splitlines():
-        if line in ("# Parameters", "# setup", "# command"):
+        if line in ("# Parameters", "# setup", "# command", "# teardown"):
             continue
         meaning = next((text for start, text in MEANINGS.items() if line.startswith(start)), None)
         if line in job.setup:

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,7 +20,7 @@ from src.launch.job import ROOT, minutes
 from src.launch.payload import Run
 from src.launch.ranks import export_ranks, strays
 from src.launch.records import make_folder, this_process, write_end, write_record
-from src.launch.script import python_command, sbatch_parameters
+from src.launch.script import container_program, python_command, sbatch_parameters
 
 
 def free_port():
@@ -27,6 +28,14 @@ def free_port():
     with socket.socket() as listener:
         listener.bind(("", 0))  # 0: the system chooses
         return listener.getsockname()[1]
+
+
+def python_here(job):
+    """The Python of the job. A login node may have no containers: then this one, which does for all but the training."""
+    if job.container and not shutil.which(container_program(job)):
+        return [sys.executable]
+    Path(job.log_path).mkdir(parents=True, exist_ok=True)  # what is shown in a container has to be there
+    return python_command(job)
 
 
 def prepare(command, request):
@@ -45,7 +54,7 @@ def prepare(command, request):
             return prepare(command, arguments[1:])
         except (ValueError, FileNotFoundError) as error:
             sys.exit(str(error))
-    train = [*python_command(request.job), str(ROOT / "src/train.py"), *arguments, "--prepare"]
+    train = [*python_here(request.job), str(ROOT / "src/train.py"), *arguments, "--prepare"]
     done = subprocess.run(train, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(done.returncode)
@@ -55,7 +64,7 @@ def prepare(command, request):
 def print_config(command, request):
     """Print the whole configuration as YAML: what is the default, what the files say, what the flags say."""
     job = json.dumps(dataclasses.asdict(request.job))
-    train = [*python_command(request.job), str(ROOT / "src/train.py"), command, *request.arguments, "--job", job]
+    train = [*python_here(request.job), str(ROOT / "src/train.py"), command, *request.arguments, "--job", job]
     sys.exit(subprocess.run([*train, "--print_config"]).returncode)
 
 
@@ -107,7 +116,7 @@ def submit_to_slurm(command, config, request, folder):
     parent = folder or Path(job.log_path)
     run = Run(command, config, folder and str(folder))
     executor = Executor(target, max_num_timeout=job.requeues, python=shlex.join(python_command(job)))
-    executor.update_parameters(**sbatch_parameters(job))
+    executor.update_parameters(**sbatch_parameters(job, target))
     try:
         submitted = executor.submit(run)
     except submitit.core.utils.FailedJobError:  # submitit has printed Slurm's message
