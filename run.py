@@ -16,7 +16,7 @@ take the name of a class, --model.x 1 an argument of it, --trainer.x 1 one of Li
 
 import sys
 
-from src.launch import runs
+from src.launch import qsub, runs
 from src.launch.checks import ERROR, OK, run_checks
 from src.launch.files import nearest
 from src.launch.flags import make_parser, parse
@@ -58,14 +58,18 @@ def start(command, argv):
     job = request.job
     job.name = job.name or train_command
     if request.dry_run:
-        job.cluster = "slurm"
+        job.cluster = job.cluster if job.cluster in qsub.CLUSTERS else "slurm"
     elif job.cluster == "auto":
         job.cluster = find_cluster()
     if request.print_config:
         print_config(train_command, request)
     results = run_checks(request)
     if request.dry_run:
-        print(explained_script(job, run if command == "resume" else f"{job.log_path}/%j"))
+        if job.cluster == "slurm":
+            print(explained_script(job, run if command == "resume" else f"{job.log_path}/%j"))
+        else:
+            folder = run if command == "resume" else f"{job.log_path}/TIME_{job.name}"
+            print(qsub.explained_script(job, train_command, folder))
         print("\nThe checks:")
         for level, sentence in results:
             print(f"{level:7}  {sentence}")

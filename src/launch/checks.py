@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from src.launch import qsub
 from src.launch.job import ROOT, megabytes, minutes
 from src.launch.ranks import strays
 from src.launch.script import container_program
@@ -21,12 +22,16 @@ FREE_DISK = 5 * 1024**3  # bytes; a checkpoint of a large network alone has some
 
 def check_place(request):
     job = request.job
-    if job.cluster != "slurm" and job.nodes > 1:
+    if job.cluster in ("local", "debug") and job.nodes > 1:
         return ERROR, f"--nodes {job.nodes} needs Slurm: --cluster {job.cluster} has this machine only"
     if job.cluster == "debug" and job.processes > 1:
         return ERROR, f"--cluster debug is one process, not {job.processes}: take --cluster local, or Slurm"
     if job.cluster == "slurm" and not request.dry_run and not shutil.which("sbatch"):
         return ERROR, "--cluster slurm needs sbatch, which is not found here: take --cluster local"
+    if job.cluster in qsub.CLUSTERS and not request.dry_run and not shutil.which("qsub"):
+        return ERROR, f"--cluster {job.cluster} needs qsub, which is not found here: --dry_run shows the script"
+    if job.directives and job.cluster not in qsub.CLUSTERS:
+        return ERROR, f"--directives are for --cluster pbs and sge, not for {job.cluster}"
     return OK, f"{job.nodes} x {job.tasks_per_node} = {job.processes} processes on --cluster {job.cluster}"
 
 

@@ -83,12 +83,22 @@ class Job:
         if self.container and "://" not in self.container:  # a job may start in another folder
             self.container = str(Path(self.container).expanduser().resolve())
         self.tasks_per_node = self.tasks_per_node or max(1, self.gpus_per_node)
+        try:
+            self.mpirun.format(**self.words("file"))
+        except (KeyError, IndexError, ValueError):
+            known = ", ".join(f"{{{word}}}" for word in self.words("file"))
+            raise ValueError(f"--mpirun {self.mpirun!r} may name {known}, and nothing else in braces") from None
         self.log_path = str(Path(self.log_path or ROOT / "logs").expanduser().resolve())
 
     @property
     def processes(self):
         """Of all nodes together."""
         return self.nodes * self.tasks_per_node
+
+    def words(self, hostfile):
+        """What --mpirun may name in braces."""
+        names = ("nodes", "tasks_per_node", "cpus_per_task", "processes")
+        return {name: getattr(self, name) for name in names} | {"hostfile": hostfile}
 
 
 def megabytes(text):

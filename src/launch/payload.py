@@ -60,7 +60,7 @@ class Run:
 
 
 def requeue_from_outside(environment, countdown):
-    """In place of `scontrol requeue`: the script of the job, which is not in the container, does it when we have left."""
+    """In place of `scontrol requeue`: the job's script, outside of the container, does it when we have left."""
     (environment.paths.folder / REQUEUE_NOTE).touch()
     get_logger().info(f"Asked for job {environment.job_id} to be queued again ({countdown} remaining timeouts)")
 

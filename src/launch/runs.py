@@ -13,6 +13,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
+from src.launch import qsub
 from src.launch.files import log_path
 from src.launch.records import TIME, find_run, is_running, read_record, write_end
 from src.launch.slurm import ACTIVE, attempts_of, descendants, process_starts
@@ -49,7 +50,10 @@ def describe_run(folder, record, slurm, starts):
     attempts = sum(len(slurm.get(submission.get("id"), [1])) for submission in record["submissions"])
     if slurm.get(last.get("id")):
         return {**slurm[last["id"]][-1], "attempts": attempts}
-    if is_running(last, starts):
+    if record["job"]["cluster"] in qsub.CLUSTERS:
+        state, attempts = qsub.describe(folder, record)
+        end = time.time() if state in ACTIVE else max(path.stat().st_mtime for path in folder.iterdir())
+    elif is_running(last, starts):
         state, end = "RUNNING", time.time()
     else:
         state = outcome_of(folder, last, record["job"]["nodes"] * record["job"]["tasks_per_node"])
@@ -78,7 +82,10 @@ def describe_all(folders):
 
 def log_file(folder):
     """The log of the first process of the last job in the folder. It may not be there yet."""
-    last = read_record(folder)["submissions"][-1]
+    record = read_record(folder)
+    if record["job"]["cluster"] in qsub.CLUSTERS:
+        return folder / "log.out"
+    last = record["submissions"][-1]
     return folder / f"{last.get('id') or last['pid']}_0_log.out"
 
 
@@ -151,6 +158,11 @@ def cancel_(argv):
         if done.returncode:
             sys.exit(f"Slurm did not cancel job {last['id']}: {done.stderr.strip()}")
         print(f"cancelled job {last['id']}, which was {state}")
+        return
+    if record["job"]["cluster"] in qsub.CLUSTERS:
+        qsub.cancel(folder)
+        write_end(folder, "CANCELLED")
+        print(f"cancelled {folder.name}, which was {state}")
         return
     # The process submitit started, and under it one for each task, each perhaps with its data workers.
     for pid in descendants(last["pid"]):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import submitit
 
-from src.launch import provenance
+from src.launch import provenance, qsub
 from src.launch.files import log_path
 from src.launch.job import ROOT, minutes
 from src.launch.payload import Run
@@ -44,7 +44,7 @@ def prepare(command, request):
     Returns the whole configuration as YAML.
     """
     job = dataclasses.asdict(request.job)
-    if request.job.cluster != "slurm":  # nobody gives out CPUs here: the processes share those of this machine
+    if request.job.cluster in ("local", "debug"):  # nobody gives out CPUs: the processes share those of this machine
         job["cpus_per_task"] = max(1, min(job["cpus_per_task"], os.cpu_count() // job["tasks_per_node"]))
     arguments = [command, *request.arguments, "--job", json.dumps(job)]
     if request.job.cluster == "debug":  # the process that trains: torch is imported once
@@ -81,6 +81,8 @@ def submit(command, request, folder=None):
     goes_on = folder is not None
     folder = folder or make_folder(job)
     (folder / "config.yaml").write_text(config)
+    if job.cluster in qsub.CLUSTERS:
+        return submit_to_qsub(command, job, folder, goes_on)
     if job.cluster == "local":
         return submit_here(command, config, request, folder, goes_on)
 
@@ -142,6 +144,18 @@ def submit_to_slurm(command, config, request, folder):
         raise
     subprocess.run(["scontrol", "update", f"JobId={job_id}", "StartTime=now"])  # if it fails: in a minute
     print_next(new_folder)
+
+
+def submit_to_qsub(command, job, folder, goes_on):
+    """Submit to PBS or SGE."""
+    job_id = qsub.hand_in(job, command, folder)
+    if job_id is None:
+        if not goes_on:
+            shutil.rmtree(folder)  # it holds nothing yet but what was asked for
+        sys.exit("qsub did not take the job, nothing was submitted")
+    write_record(folder, command, job, job=job_id)
+    provenance.store(folder, job_id if goes_on else "")
+    print_next(folder)
 
 
 @contextlib.contextmanager
