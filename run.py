@@ -8,6 +8,7 @@ python run.py --print_config                   show the whole configuration, as 
 python run.py test RUN --ckpt best             test (or validate, predict) with the weights of a run
 python run.py resume RUN --max_epochs 20       go on with a run, in its folder
 python run.py repeat RUN --seed 2              the same again, in a new one
+python run.py search --help                    search for good values of any flags, a run for each trial
 python run.py list                             all runs; log RUN [-f], cancel RUN, report RUN: one of them
 
 RUN is the name of a folder in logs/, or a path. --model, --data, --optimizer, --lr_scheduler, --logger and --callbacks
@@ -17,11 +18,11 @@ take the name of a class, --model.x 1 an argument of it, --trainer.x 1 one of Li
 import sys
 
 from src.launch import qsub, runs
-from src.launch.checks import ERROR, OK, run_checks
+from src.launch.checks import heed, run_checks
 from src.launch.files import nearest
 from src.launch.flags import make_parser, parse
 from src.launch.job import find_cluster
-from src.launch.records import config_of, find_run, read_record
+from src.launch.records import config_of, find_run, find_study, parent_of, read_record, refuse_trial
 from src.launch.report import print_report
 from src.launch.script import explained_script
 from src.launch.submit import print_config, submit
@@ -45,7 +46,7 @@ def start(command, argv):
     if command in AGAIN:
         record = read_record(run)
         train_command = record["command"]
-        request = parse(argv, config_of(run), record["job"] | {"log_path": str(run.parent)})
+        request = parse(argv, config_of(run), record["job"] | {"log_path": str(parent_of(run))})
     else:
         request = parse(argv, config_of(run) if run else None)
     if run and command in TRAINING:
@@ -54,6 +55,7 @@ def start(command, argv):
         sys.exit(f"--ckpt {request.ckpt} needs a run: python run.py test RUN --ckpt {request.ckpt}")
     if command == "resume":
         runs.refuse_while_running(run)
+        refuse_trial(run)
 
     job = request.job
     job.name = job.name or train_command
@@ -70,23 +72,19 @@ def start(command, argv):
         else:
             folder = run if command == "resume" else f"{job.log_path}/TIME_{job.name}"
             print(qsub.explained_script(job, train_command, folder))
-        print("\nThe checks:")
-        for level, sentence in results:
-            print(f"{level:7}  {sentence}")
-        print("\nThis was a dry run: nothing was submitted.")
-    errors = [sentence for level, sentence in results if level == ERROR]
-    if errors:
-        sys.exit(1 if request.dry_run else "\n".join(errors))
+    heed(results, request.dry_run)
     if request.dry_run:
         return
-    for level, sentence in results:
-        if level != OK:
-            print(f"{level}: {sentence}", file=sys.stderr)
     submit(train_command, request, run if command == "resume" else None)
 
 
 def main():
     argv = sys.argv[1:]
+    if argv[:1] == ["search"] or (argv[:1] in (["resume"], ["cancel"]) and find_study("".join(argv[1:2]))):
+        from src.search import command  # with Optuna, which the others do not need
+
+        getattr(command, argv[0])(argv[1:])
+        return
     if "--help" in argv or "-h" in argv:
         print(__doc__)
         make_parser().print_help()
@@ -99,7 +97,7 @@ def main():
     elif command in LOOKING:
         getattr(runs, f"{command}_")(argv)
     else:
-        commands = TRAINING + AGAIN + LOOKING
+        commands = TRAINING + AGAIN + LOOKING + ["search"]
         near = nearest(command, commands)
         hint = f"did you mean {near}?" if near else f"there are {', '.join(commands)}"
         sys.exit(f"there is no command {command}: {hint}")

@@ -103,6 +103,11 @@ def seconds(text, flag):
     return total
 
 
+def smaller_is_better(monitor):
+    """Whether less of the metric of this name is better."""
+    return "loss" in monitor or "error" in monitor
+
+
 def clock_seconds(text):
     """HH:MM:SS or D-HH:MM:SS in seconds; None if it is neither, or no time at all."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d{1,2}):([0-5]\d):([0-5]\d)", text)

@@ -80,13 +80,15 @@ def prepare(command, argv) -> str:
     return text
 
 
-def train(command, config_text, run_folder):
+def train(command, config_text, run_folder, callbacks=(), test=True):
     """Run one command in this process, which is one of WORLD_SIZE.
 
     Args:
         command: fit, validate, test or predict
         config_text: what prepare() returned
         run_folder: where everything is written. If it holds checkpoints, fit goes on from the newest.
+        callbacks: besides those of the configuration
+        test: whether fit evaluates the test images at its end
     """
     setup_logging()
     config = read(config_text)
@@ -114,16 +116,16 @@ def train(command, config_text, run_folder):
     images = isinstance(data, ImageDataModule) and isinstance(model, Classifier)
     if images and isinstance(logger, L.pytorch.loggers.TensorBoardLogger):  # the others get the numbers, no pictures
         pages = [TensorBoardPages(logger.shown)]
-    trainer = make_trainer(settings, run_folder, logger, pages, parts.callbacks, config.trainer)
+    trainer = make_trainer(settings, run_folder, logger, pages, [*parts.callbacks, *callbacks], config.trainer)
     if command == "fit":
-        fit(trainer, model, data, checkpoint, settings, run_folder)
+        fit(trainer, model, data, checkpoint, settings, run_folder, test)
     else:
         evaluate(command, trainer, model, data, checkpoint, run_folder)
     del lock
 
 
-def fit(trainer, model, data, checkpoint, settings, run_folder):
-    """Train to the end, then test, if the model has a test_step."""
+def fit(trainer, model, data, checkpoint, settings, run_folder, test):
+    """Train to the end, then test, if that is wanted and the model has a test_step."""
     if checkpoint:
         log_once(f"going on from {checkpoint}")
     else:
@@ -142,8 +144,8 @@ def fit(trainer, model, data, checkpoint, settings, run_folder):
         sys.exit(f"{run_folder} could not be written to ({error.strerror}). {again}")
     if trainer.strategy.checkpoint_io.failed:
         sys.exit(f"the end of the training could not be written to {run_folder}. {again}")
-    tested = is_overridden("test_step", model)
-    [metrics] = trainer.test(model, data, verbose=False) if tested else [{}]
+    test = test and is_overridden("test_step", model)
+    [metrics] = trainer.test(model, data, verbose=False) if test else [{}]
     timer = next(callback for callback in trainer.callbacks if isinstance(callback, Timer))
     seconds_per_epoch = timer.time_elapsed("train") / max(1, trainer.current_epoch)
     log_once("    ".join([*in_words(metrics), f"seconds per epoch: {seconds_per_epoch:.2f}"]))

@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from src.settings import period
+from src.settings import period, smaller_is_better
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Checkpoints(L.Callback):
         self.every, self.unit = period(every, "--checkpoint_every")
         self.keep = keep
         self.monitor = monitor
-        self.sign = -1 if "loss" in monitor or "error" in monitor else 1  # what is better: more or less
+        self.sign = -1 if smaller_is_better(monitor) else 1
         self.best = None
         self.saved_step = None
 
@@ -86,10 +86,7 @@ class Checkpoints(L.Callback):
     def on_validation_end(self, trainer, module):
         if self.keep != "best" or trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        if self.monitor not in trainer.callback_metrics:
-            names = ", ".join(sorted(trainer.callback_metrics))
-            raise SystemExit(f"--monitor {self.monitor} is not among what the validation reports: {names}")
-        score = self.sign * trainer.callback_metrics[self.monitor].item()
+        score = self.sign * monitored(trainer, self.monitor)
         if self.best is None or score > self.best:
             self.best = score
             trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=False)
@@ -117,6 +114,14 @@ class Checkpoints(L.Callback):
     def remove_old(self):
         for path in by_age(self.folder)[:-2]:  # the last two stay: if the newest is damaged there is the one before
             path.unlink(missing_ok=True)
+
+
+def monitored(trainer, name):
+    """What the last validation reports under this name."""
+    if name not in trainer.callback_metrics:
+        names = ", ".join(sorted(trainer.callback_metrics))
+        raise SystemExit(f"--monitor {name} is not among what the validation reports: {names}")
+    return trainer.callback_metrics[name].item()
 
 
 @rank_zero_only

@@ -19,6 +19,7 @@ import time
 
 import lightning as L
 
+from src.launch.records import name_of
 from src.utils.processes import largest
 
 log = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ class StopWhenAsked(L.Callback):
             self.stop(trainer)
 
     def stop(self, trainer):
-        run = self.checkpoints.folder.parent.name
+        run = name_of(self.checkpoints.folder.parent).split("/")[0]  # of a trial the study: all of it goes on
         code = 128 + (self.signal or signal.SIGTERM)
         if callable(self.requeue):
             if not trainer.is_global_zero:
@@ -118,6 +119,9 @@ class StopWhenAsked(L.Callback):
     def on_train_end(self, trainer, module):
         for number, handler in self.before.items():  # from here on there is nothing to save
             signal.signal(number, handler)
+
+    def on_exception(self, trainer, module, exception):
+        self.on_train_end(trainer, module)
 
 
 def leave(code):

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -160,3 +161,18 @@ CHECKS = [
 def run_checks(request):
     """The (level, sentence) of every check."""
     return [check(request) for check in CHECKS]
+
+
+def heed(results, dry_run):
+    """Print what run_checks() has found, all of it or the warnings. Ends where there is an error."""
+    if dry_run:
+        print("\nThe checks:")
+        for level, sentence in results:
+            print(f"{level:7}  {sentence}")
+        print("\nThis was a dry run: nothing was submitted.")
+    errors = [sentence for level, sentence in results if level == ERROR]
+    if errors:
+        sys.exit(1 if dry_run else "\n".join(errors))
+    for level, sentence in results:
+        if level != OK and not dry_run:
+            print(f"{level}: {sentence}", file=sys.stderr)

@@ -30,11 +30,42 @@ def make_folder(job):
             continue
 
 
+def is_trial(folder):
+    """Whether a run is a trial of a hyperparameter search: then its folder is in that of the study."""
+    return (folder.parent / "study.yaml").is_file()
+
+
+def name_of(folder):
+    """What find_run() finds: 12, or lr/3 for trial 3 of study lr."""
+    return f"{folder.parent.name}/{folder.name}" if is_trial(folder) else folder.name
+
+
+def parent_of(folder):
+    """The folder of the runs in which a run lies: logs/, also for a trial."""
+    return folder.parent.parent if is_trial(folder) else folder.parent
+
+
+def refuse_trial(folder):
+    """resume: what a trial is worth has to be told to its study."""
+    trial = folder / "trial.json"
+    if is_trial(folder) and not (trial.exists() and "state" in json.loads(trial.read_text())):
+        study = folder.parent.name
+        sys.exit(f"{name_of(folder)} is a trial that is not finished: python run.py resume {study} goes on with it")
+
+
+def find_study(name):
+    """The folder of a hyperparameter search: its path, or its name in logs/. None if it is something else."""
+    folders = (Path(name).expanduser(), log_path() / name)
+    return next((folder.resolve() for folder in folders if (folder / "study.yaml").is_file()), None)
+
+
 def find_run(name):
     """The folder of a run: its path, or its name in logs/."""
     for folder in (Path(name).expanduser(), log_path() / name):
         if (folder / "run.json").is_file():
             return folder.resolve()
+    if find_study(name):
+        sys.exit(f"{name} is a search: its runs are {name}/0, {name}/1, ...; python run.py search {name} shows them")
     near = nearest(name, [path.parent.name for path in log_path().glob("*/run.json")])
     hint = f"did you mean {near}?" if near else "python run.py list names those there are"
     sys.exit(f"there is no run {name}: {hint}")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from src.launch import qsub
 from src.launch.files import log_path
-from src.launch.records import TIME, find_run, is_running, read_record, write_end
+from src.launch.records import TIME, find_run, is_running, name_of, read_record, write_end
 from src.launch.slurm import ACTIVE, attempts_of, descendants, process_starts
 
 
@@ -106,7 +106,8 @@ def list_(argv):
     if argv and argv[0].partition("=")[0] != "--log_path":
         sys.exit("list takes nothing but --log_path FOLDER")
     parent = Path(argv[0].partition("=")[2] or argv[-1]).resolve() if argv else log_path()
-    described = describe_all(sorted(path.parent for path in parent.glob("*/run.json")))
+    runs = [path.parent for pattern in ("*/run.json", "*/*/run.json") for path in parent.glob(pattern)]
+    described = describe_all(sorted(runs, key=lambda folder: (len(folder.name), folder)))  # trial 10 comes after 9
     if not described:
         print(f"no runs in {parent}")
         return
@@ -116,7 +117,7 @@ def list_(argv):
         seen = described[folder]
         job = record["job"]
         processes = f"{job['nodes']} x {job['tasks_per_node']}"
-        rows.append((folder.name, seen["state"], job["name"], record["command"], processes, seen["start"],
+        rows.append((name_of(folder), seen["state"], job["name"], record["command"], processes, seen["start"],
                      seen["elapsed"], str(seen["attempts"]), progress(folder)))  # fmt: skip
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     columns = shutil.get_terminal_size((240, 24)).columns if sys.stdout.isatty() else 10_000

@@ -1,5 +1,6 @@
 """The script for sbatch, and what each of its lines means."""
 
+import re
 import shlex
 import shutil
 import sys
@@ -13,6 +14,7 @@ REQUEUE_NOTE = ".requeue"  # in the run's folder
 # What the beginning of a line means. Of two that fit, the first.
 MEANINGS = {
     "#SBATCH --account=": "whose share of the cluster pays",
+    "#SBATCH --array=": "a task for each of these numbers; behind %: how many at the same time",
     "#SBATCH --begin=": "not yet: when run.py has filled the run's folder, it says that the job may start",
     "#SBATCH --constraint=": "features that the nodes must have",
     "#SBATCH --cpus-per-task=": "CPUs of each process",
@@ -68,9 +70,11 @@ def requeue_outside(folder):
     """The beginning and the end of a script whose processes are in a container, and cannot reach Slurm from there.
 
     Args:
-        folder: of the run, with %j for the job id
+        folder: of the run, with %j for the job id, %a for the number of a task
     """
-    note = '"$SLURM_JOB_ID"'.join(shlex.quote(part) for part in f"{folder}/{REQUEUE_NOTE}".split("%j"))
+    names = {"%j": '"$SLURM_JOB_ID"', "%a": '"$SLURM_ARRAY_TASK_ID"'}
+    parts = re.split("(%[ja])", f"{folder}/{REQUEUE_NOTE}")
+    note = "".join(names.get(part) or shlex.quote(part) for part in parts if part)
     end = [
         "code=$?",
         f'if rm {note} 2> /dev/null; then scontrol requeue "$SLURM_JOB_ID" || code=1; fi',
@@ -110,16 +114,18 @@ def sbatch_parameters(job, folder):
     }
 
 
-def explained_script(job, folder):
+def explained_script(job, folder, **array):
     """The script that would be submitted, a comment above each line.
 
     Args:
-        folder: of the run, with %j for the job id
+        folder: of the run, with %j for the job id, or %a for the number of a task
+        array: of a job array, map_count and array_parallelism
     """
     script = _make_sbatch_string(
         command=f"{shlex.join(python_command(job))} -u -m submitit.core._submit {shlex.quote(str(folder))}",
         folder=folder,
         **sbatch_parameters(job, folder),
+        **array,
     )
     lines = []
     for line in script.splitlines():

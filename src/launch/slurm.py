@@ -27,16 +27,21 @@ def when(text):
 
 
 def attempts_of(ids):
-    """Job id -> its attempts, each a dictionary with state, start, elapsed. One call of sacct and one of squeue."""
+    """Job id -> its attempts, each a dictionary with state, start, elapsed. One call of sacct and one of squeue.
+
+    The id of the third task of an array is 12_3.
+    """
     attempts = defaultdict(list)
     if not ids:
         return attempts
-    sacct = ["sacct", "-X", "-D", "--noheader", "--parsable2", "--format=JobIDRaw,State,Start,Elapsed"]
+    sacct = ["sacct", "-X", "-D", "--noheader", "--parsable2", "--format=JobID,State,Start,Elapsed"]
     for line in ask(*sacct, f"--jobs={','.join(ids)}"):
         job, state, start, elapsed = line.split("|")
+        if job not in ids:  # 12_[5-9%4], those of an array that wait
+            continue
         attempts[job].append({"state": state.split()[0], "start": when(start), "elapsed": elapsed})
     # The accounting comes a second late: of what is in the queue, the queue knows the truth.
-    for line in ask("squeue", "--me", "--noheader", "--format=%A|%T|%S|%M"):
+    for line in ask("squeue", "--me", "--array", "--noheader", "--format=%i|%T|%S|%M"):
         job, state, start, elapsed = line.split("|")
         if job not in ids:
             continue

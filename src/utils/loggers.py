@@ -8,6 +8,8 @@ import sys
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from src.launch.records import name_of
+
 
 def make_logger(name, run_folder, hparams, step):
     """The logger of that name, or the object itself if it is one.
@@ -34,10 +36,11 @@ def make_logger(name, run_folder, hparams, step):
             logger.save()
     elif name == "mlflow":
         store = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{run_folder.parent / 'mlflow.db'}")
-        logger = MLFlowLogger("runs", run_name=run_folder.name, tracking_uri=store, run_id=known_id(run_folder))
+        logger = MLFlowLogger("runs", run_name=name_of(run_folder), tracking_uri=store, run_id=known_id(run_folder))
         remember_id(run_folder, logger)
     else:
-        logger = WandbLogger(run_folder.name, save_dir=run_folder, id=run_folder.name, resume="allow")
+        name = name_of(run_folder).replace("/", "-")
+        logger = WandbLogger(name, save_dir=run_folder, id=name, resume="allow")
     logger.shown = hparams
     if not step:
         logger.log_hyperparams(hparams)

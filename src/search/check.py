@@ -1,0 +1,39 @@
+"""Check what needs torch before a search starts: each value that can be searched, one at a time.
+
+run.py calls this in a process of its own; where no job is submitted, in the process that trains.
+"""
+
+import json
+import sys
+
+from src.settings import indivisible
+from src.train import prepare
+
+
+def prepare_study(arguments, values, processes):
+    """The merged configuration, as YAML.
+
+    Args:
+        arguments: for src/train.py
+        values: {flag: [value]}, as typed
+        processes: that share a batch
+    Raises:
+        ValueError, SystemExit: with one sentence that says what is wrong
+    """
+    config = prepare("fit", arguments)
+    for name, tried in values.items():
+        for value in tried:
+            if name == "batch_size" and (sentence := indivisible(int(value), processes)):
+                raise ValueError(f"--search.batch_size: {sentence}")
+            try:
+                prepare("fit", [*arguments, f"--{name}={value}"])
+            except (ValueError, SystemExit) as error:
+                raise ValueError(f"--search.{name} {value}: {error}") from error
+    return config
+
+
+if __name__ == "__main__":
+    try:
+        print(prepare_study(**json.loads(sys.argv[1])), end="")
+    except ValueError as error:
+        sys.exit(str(error))

@@ -1,0 +1,201 @@
+"""python run.py search --search.optimizer.lr log:1e-4..1e-1 --search.batch_size 64,128,256 --trials 12 --at_once 4
+
+Behind --search. stands any flag of the training. Its values are a list, 64,128,256, or a range: 0.1..0.9, 2..8 (whole
+numbers), log:1e-4..1e-1 (as many small as large). All other flags are those of `python run.py`, for every trial.
+
+python run.py search --name lr ...             a new study, in logs/lr: on Slurm a job array, elsewhere one by one
+python run.py search lr                        what it has found so far: a table, trials.csv, a picture
+python run.py resume lr                        go on, after whatever has ended it; --trials 20 adds trials
+python run.py cancel lr                        end its jobs
+python run.py log lr/3                         each trial is a run: log, report, test, repeat, ...
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from datetime import datetime
+from pathlib import Path
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from src.launch import provenance
+from src.launch.checks import heed, run_checks
+from src.launch.files import JOB_KEYS, log_path, read_config
+from src.launch.flags import allowed, parse, split_flags
+from src.launch.job import ROOT, find_cluster
+from src.launch.ranks import strays
+from src.launch.records import find_study
+from src.launch.script import explained_script
+from src.launch.slurm import ACTIVE
+from src.launch.submit import print_config, python_here
+from src.search.space import SYNTAX, Search, combinations, examples, read_space
+from src.settings import smaller_is_better
+
+OWN = {field.name: field.type for field in dataclasses.fields(Search)}
+
+
+def search(argv):
+    """Begin a study, or show one."""
+    if "--help" in argv or "-h" in argv:
+        print(__doc__)
+        own_parser().print_help()
+        return
+    if argv and not argv[0].startswith("-"):
+        if len(argv) > 1:
+            sys.exit(f"search {argv[0]} only shows what it has found: to go on type   python run.py resume {argv[0]}")
+        from src.search.table import show
+
+        show(find_study(argv[0]) or sys.exit(f"there is no study {argv[0]} in {log_path()}"))
+        return
+
+    texts, own, rest = split(argv)
+    if not texts:
+        sys.exit(f"search what? Behind --search. any flag of the training, such as --search.optimizer.lr; {SYNTAX}")
+    space, chosen = read_space(texts), read_own(own)
+    if chosen.sampler == "grid":
+        if chosen.trials:
+            sys.exit(f"--trials {chosen.trials}: a grid takes all {len(combinations(space))} combinations, without it")
+        chosen.trials = len(combinations(space))
+    chosen.trials = chosen.trials or 12
+    request = parse(rest)
+    job = request.job
+    check_request(request, f"search-{datetime.now():%Y-%m-%d_%H-%M-%S}")
+    folder = Path(job.log_path) / job.name
+    if folder.exists():
+        hint = f"go on with it:   python run.py resume {job.name}   or " if find_study(str(folder)) else ""
+        sys.exit(f"{folder} is there already: {hint}take another --name")
+    results = run_checks(request)
+    if request.dry_run:
+        array = {"map_count": chosen.trials, "array_parallelism": chosen.at_once}
+        print(explained_script(job, folder / "%a", **array))
+    heed(results, request.dry_run)
+    if request.dry_run:
+        return
+
+    config = prepare_study(request, space)
+    from src.search import start, study
+
+    Path(job.log_path).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=job.log_path, prefix=".search-") as partial:  # all of a study, or nothing
+        new = Path(partial) / "study"
+        new.mkdir()
+        (new / "config.yaml").write_text(config)
+        monitor = request.settings.monitor
+        study.create(new, chosen, texts, request.settings.seed, monitor, smaller_is_better(monitor))
+        provenance.store(new)
+        new.rename(folder)
+    start.go_on(folder, job, chosen.at_once)
+
+
+def resume(argv):
+    """Go on with a study, perhaps with more trials."""
+    from src.search import start, study
+
+    folder = find_study(argv[0])
+    _, own, rest = split(argv[1:])
+    for name, _ in split_flags(rest):
+        if name not in JOB_KEYS:
+            sys.exit(f"--{name}: trials that were trained with others could not be compared. Begin another study")
+    settings = study.read(folder)
+    if {"sampler", "pruner"} & set(own) or (settings["sampler"] == "grid" and "trials" in own):
+        sys.exit(f"the study {folder.name} goes on as it has begun: only --at_once and --trials may be others")
+    chosen = read_own({"at_once": settings["at_once"], "trials": settings["trials"]} | own)
+    if chosen.trials < settings["trials"]:
+        sys.exit(f"--trials {chosen.trials}: the study {folder.name} has {settings['trials']} already")
+    stored = read_config(folder / "config.yaml")[0]
+    request = parse(rest, folder / "config.yaml", stored | {"log_path": str(folder.parent), "name": folder.name})
+    check_request(request, folder.name)
+    heed(run_checks(request), dry_run=False)
+    study.extend(folder, chosen)
+    start.go_on(folder, request.job, chosen.at_once)
+
+
+def cancel(argv):
+    """End the jobs of a study."""
+    from src.launch.runs import cancel_, describe_all
+
+    folder = find_study(argv[0])
+    runs = [path.parent for path in folder.glob("*/run.json")]
+    active = [run for run, seen in describe_all(runs).items() if seen["state"] in ACTIVE]
+    for run in active:
+        cancel_([str(run)])
+    if not active:
+        print(f"no trial of {folder.name} runs")
+
+
+def own_parser():
+    parser = ArgumentParser(prog="run.py", exit_on_error=False, usage="python run.py search --search.FLAG VALUES ...")
+    parser.add_class_arguments(Search, None)
+    return parser
+
+
+def read_own(texts):
+    """A Search of {flag: text}."""
+    parser = own_parser()
+    for name, text in texts.items():
+        try:
+            parser.parse_args([f"--{name}={text}"])
+        except ArgumentError:
+            sys.exit(f"--{name} {text} is not {allowed(OWN[name])}")
+    return Search(**parser.parse_args([f"--{name}={text}" for name, text in texts.items()]))
+
+
+def split(argv):
+    """What is searched, how, and the other flags: {flag: text}, {flag: text}, [word]."""
+    texts, own, rest, words = {}, {}, [], list(argv)
+    while words:
+        word = words.pop(0)
+        name, equals, text = word.removeprefix("--").partition("=")
+        if not word.startswith("--search.") and not (word.startswith("--") and name in OWN):
+            rest.append(word)
+            continue
+        if not equals:
+            if not words or words[0].startswith("--"):
+                sys.exit(f"--{name} needs a value: {SYNTAX if name not in OWN else allowed(OWN[name])}")
+            text = words.pop(0)
+        (own if name in OWN else texts)[name.removeprefix("search.")] = text
+    return texts, own, rest
+
+
+def check_request(request, name):
+    """What holds for every study."""
+    job = request.job
+    job.name = job.name or name
+    if request.settings.fast_dev_run:
+        sys.exit("--fast_dev_run writes nothing, so a study would find nothing: take --smoke")
+    if request.print_config:
+        print_config("fit", request)
+    if request.dry_run:
+        job.cluster = "slurm"
+    elif job.cluster == "auto":
+        job.cluster = find_cluster()
+    if job.cluster not in ("slurm", "debug"):
+        sys.exit(f"--cluster {job.cluster} cannot search: take slurm, or debug, here one trial after the other")
+
+
+def prepare_study(request, space):
+    """Check each value that can be searched, as far as that needs torch; returns the merged configuration as YAML."""
+    job = request.job
+    for name in strays(os.environ):  # as src/launch/submit.py
+        del os.environ[name]
+    os.environ["PYTHONSAFEPATH"] = "1"
+    noted = dataclasses.asdict(job)
+    if job.cluster == "debug":
+        noted["cpus_per_task"] = max(1, min(job.cpus_per_task, os.cpu_count()))
+    values = {name: examples(values) for name, values in space.items()}
+    task = {"arguments": [*request.arguments, f"--job={json.dumps(noted)}"], "values": values}
+    task["processes"] = job.processes
+    if job.cluster == "debug":
+        from src.search.check import prepare_study
+
+        try:
+            return prepare_study(**task)
+        except (ValueError, FileNotFoundError) as error:
+            sys.exit(str(error))
+    done = subprocess.run(
+        [*python_here(job), "-m", "src.search.check", json.dumps(task)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    return done.stdout if done.returncode == 0 else sys.exit(done.returncode)

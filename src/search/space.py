@@ -1,0 +1,108 @@
+"""What is searched: --search.optimizer.lr log:1e-4..1e-1 --search.batch_size 64,128,256
+
+A flag of run.py behind --search., and where its values come from. torch is not imported here, nor is Optuna.
+"""
+
+import itertools
+import re
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+from jsonargparse.typing import PositiveInt
+
+from src.launch.files import SECTIONS, SETTINGS_KEYS
+from src.launch.flags import check_types
+
+SYNTAX = "values such as 64,128,256, or a range such as 0.1..0.9, 2..8 (whole numbers) or log:1e-4..1e-1"
+COMMON = ["monitor", "fast_dev_run", "smoke"]  # with others in each trial they could not be compared
+
+
+@dataclass
+class Search:
+    """The search.
+
+    Args:
+        trials: how many trainings, all together; default: 12, with a grid all combinations
+        at_once: how many of them at the same time, on Slurm; elsewhere they come one after the other
+        sampler: what chooses values: tpe learns from the trials before, random does not, grid takes all combinations
+        pruner: what ends trials that do badly: median of those before, halving (ASHA), or none
+    """
+
+    trials: PositiveInt | None = None
+    at_once: PositiveInt = 4
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    pruner: Literal["none", "median", "halving"] = "none"
+
+
+@dataclass
+class Range:
+    """Numbers from low to high, both included; whole ones if both are int. log: as many in 0.1..1 as in 1..10."""
+
+    low: float
+    high: float
+    log: bool
+
+    @property
+    def ends(self):
+        return [str(self.low), str(self.high)]
+
+
+def values_of(name, text):
+    """Where the values of a flag come from: a list of texts, as they would be typed, or a Range."""
+
+    def wrong(reason):
+        sys.exit(f"--search.{name} {text}: {reason}. It takes {SYNTAX}")
+
+    log, rest = text.startswith("log:"), text.removeprefix("log:")
+    low, dots, high = rest.partition("..")
+    if not dots:
+        if log:
+            wrong("log: is for a range")
+        values = [value.strip() for value in re.split(r",(?![^\[{]*[\]}])", text)]  # [64,64],[128] are two lists
+        if "" in values or len(set(values)) < len(values):
+            wrong("a value is empty or there twice")
+        if len(values) == 1:
+            wrong("one value alone is no choice")
+        return values
+    try:
+        ends = [int(end) if re.fullmatch(r"[-+]?\d+", end.strip()) else float(end) for end in (low, high)]
+    except ValueError:
+        wrong("the ends of a range are numbers")
+    if isinstance(ends[0], float) or isinstance(ends[1], float):
+        ends = [float(end) for end in ends]
+    if not float("-inf") < ends[0] < ends[1] < float("inf"):
+        wrong("the range is empty, or has no end")
+    if log and ends[0] <= 0:
+        wrong("a logarithm needs numbers above 0")
+    return Range(*ends, log)
+
+
+def read_space(texts):
+    """{flag: text} as {flag: list or Range}. Ends with one sentence if a flag or a value cannot be right."""
+    space = {}
+    for name, text in texts.items():
+        section = re.split(r"[.+]", name)[0]
+        if section not in SECTIONS + SETTINGS_KEYS or name in COMMON:
+            sys.exit(
+                f"--search.{name}: only flags of the training can be searched, other than {', '.join(COMMON)}: "
+                "python run.py --help names them"
+            )
+        space[name] = values_of(name, text)
+        if name in SETTINGS_KEYS:
+            for value in examples(space[name]):
+                check_types({name: value})
+    return space
+
+
+def examples(values):
+    """The values that can be checked: all of a list, the ends of a range."""
+    return values.ends if isinstance(values, Range) else values
+
+
+def combinations(space):
+    """All combinations of the values, each a dictionary. Ends with one sentence if there is a range."""
+    for name, values in space.items():
+        if isinstance(values, Range):
+            sys.exit(f"--search.{name}: a grid needs values, such as 0.1,0.2,0.3: a range has no end of them")
+    return [dict(zip(space, chosen, strict=True)) for chosen in itertools.product(*space.values())]

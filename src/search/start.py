@@ -1,0 +1,135 @@
+"""Start a search, or go on with it: a job array on Slurm, one trial after the other elsewhere."""
+
+import dataclasses
+import fcntl
+import os
+import shlex
+import subprocess
+import sys
+
+from submitit.core.utils import DelayedSubmission, FailedJobError, JobPaths
+from submitit.slurm.slurm import _make_sbatch_string
+
+from src.launch import provenance
+from src.launch.payload import Run
+from src.launch.ranks import export_ranks
+from src.launch.records import this_process, write_end, write_record
+from src.launch.runs import describe_all
+from src.launch.script import python_command, sbatch_parameters
+from src.launch.slurm import ACTIVE
+from src.launch.submit import Executor
+from src.search import study
+from src.search.table import show, typed
+
+
+class TrialRun(Run):
+    """What each process of a task runs."""
+
+    def __init__(self, folder, number, job):
+        super().__init__("fit", None, str(folder / str(number)))
+        self.study, self.number, self.job = folder, number, dataclasses.asdict(job)
+
+    def train(self, folder):
+        from src.search.trial import run_trial  # torch is imported only here
+
+        run_trial(self.study, self.number, self.job)
+
+
+class ArrayExecutor(Executor):
+    """submitit counts the tasks of an array from 0. Here the index of a task is the number of its trial."""
+
+    def _make_submission_file_text(self, command, uid):
+        return _make_sbatch_string(command=command, folder=self.folder / "%a", **self.parameters)
+
+    def submit_array(self, runs, at_once):
+        """Submit {index: run}, at_once of them at the same time; returns the job's id."""
+        folder = self.folder / "%a"
+        self.parameters["map_count"] = len(runs)  # tells submitit that the names of the logs need the index
+        self.parameters["additional_parameters"]["array"] = f"{','.join(map(str, runs))}%{at_once}"
+        job = self._submit_command(f"{self.python} -u -m submitit.core._submit {shlex.quote(str(folder))}")
+        for index, run in runs.items():
+            delayed = DelayedSubmission(run)
+            delayed.set_timeout(self.parameters["time"], self.max_num_timeout)
+            delayed.dump(JobPaths(folder, f"{job.job_id}_{index}").submitted_pickle)
+        return job.job_id
+
+
+def go_on(folder, job, at_once):
+    """Start all trials that are not finished, and that nobody works on.
+
+    Args:
+        folder: of the study
+        job: a Job, for each trial
+        at_once: how many of them at the same time, on Slurm
+    """
+    with open(folder / ".starting", "w") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            sys.exit(f"another process is about to start the trials of {folder.name}, or trains them: wait for it")
+        numbers = left(folder)
+        if not numbers:
+            pass
+        elif job.cluster == "slurm":
+            submit(folder, job, numbers, min(at_once, len(numbers)))
+            return
+        else:
+            run_here(folder, job, numbers)
+    show(folder)
+
+
+def left(folder):
+    """The numbers of the trials that have to be started."""
+    numbers = study.unfinished(study.load(folder))
+    runs = [folder / str(number) for number in numbers if (folder / str(number) / "run.json").exists()]
+    for run, seen in describe_all(runs).items():
+        if seen["state"].startswith("UNKNOWN"):
+            sys.exit(f"whether {folder.name}/{run.name} still runs cannot be seen from here: it is {seen['state']}")
+        if seen["state"] in ACTIVE:
+            numbers.remove(int(run.name))
+        elif any(run.glob("not_finite_*")):  # one of several processes had to end, before the first could say why
+            study.end(study.begin(folder, int(run.name)), failed=True)
+            numbers.remove(int(run.name))
+    return numbers
+
+
+def run_here(folder, job, numbers):
+    """One trial after the other, in this process."""
+    export_ranks()
+    from src.search.trial import run_trial
+
+    for number in numbers:
+        run = folder / str(number)
+        run.mkdir(exist_ok=True)
+        write_record(run, "fit", job, **this_process(os.getpid()))
+        outcome = "FAILED"
+        try:
+            run_trial(folder, number, dataclasses.asdict(job))
+            outcome = "COMPLETED"
+        finally:
+            write_end(run, outcome)
+
+
+def submit(folder, job, numbers, at_once):
+    """A job array, a task for each trial. It may start when its folders are filled, as in src/launch/submit.py."""
+    for number in numbers:
+        (folder / str(number)).mkdir(exist_ok=True)
+    executor = ArrayExecutor(folder, max_num_timeout=job.requeues, python=shlex.join(python_command(job)))
+    executor.update_parameters(**sbatch_parameters(job, folder / "%a"))
+    try:
+        job_id = executor.submit_array({number: TrialRun(folder, number, job) for number in numbers}, at_once)
+    except FailedJobError:  # submitit has printed Slurm's message
+        executor.script.unlink()
+        sys.exit(f"Slurm did not take the jobs. When that is mended:   python run.py resume {typed(folder)}")
+    finally:
+        for link in folder.glob(".submission_file_*"):
+            if link.is_symlink():
+                link.unlink(missing_ok=True)
+    try:
+        for number in numbers:
+            write_record(folder / str(number), "fit", job, id=f"{job_id}_{number}")
+        provenance.store(folder, job_id)
+    except BaseException:  # Ctrl-C too
+        subprocess.run(["scancel", job_id])
+        raise
+    subprocess.run(["scontrol", "update", f"JobId={job_id}", "StartTime=now"])  # if it fails: in a minute
