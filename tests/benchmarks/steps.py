@@ -1,0 +1,224 @@
+"""Where each microsecond of a step goes, from a bare loop to the last stage.
+
+The network of lesson 1 is so small that most of its step is Python: nowhere else shows so well what each part costs.
+ResNet-18 is what the parts are for. A number is the median of the steps of a training.
+"""
+
+import logging
+import re
+import statistics
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ProgressBar
+from measure import ROOT, Table, Target, rounds, run
+
+from src import train as last_stage
+from src.callbacks.checkpoints import Checkpoints
+from src.callbacks.exact_resume import ExactResume
+from src.callbacks.finite_loss import FiniteLoss
+from src.callbacks.stop_when_asked import StopWhenAsked
+from src.datasets.images import ImageDataModule, InMemoryImages
+from src.models.classifier import Classifier
+from src.settings import Settings
+from src.utils.loggers import make_logger
+
+# name: network, images, batch, steps, rounds
+TINY = "mlp", [1, 28, 28], 64, 400, 10
+REAL = "resnet18", [3, 32, 32], 128, 12, 5
+WARM_UP = 5  # steps
+
+
+class Clocked:
+    """The batches of a loader; keeps when each was asked for."""
+
+    def __init__(self, loader, steps):
+        self.loader, self.steps = loader, steps
+        self.asked = []
+
+    def __len__(self):
+        return self.steps
+
+    def __iter__(self):
+        for batch, _ in zip(self.loader, range(self.steps), strict=False):
+            self.asked.append(time.perf_counter())
+            yield batch
+
+    def microseconds(self):
+        """From one batch to the next, the median."""
+        gaps = [later - earlier for earlier, later in zip(self.asked, self.asked[1:], strict=False)]
+        return 1e6 * statistics.median(gaps[WARM_UP:])
+
+
+class MadeUpImages(ImageDataModule):
+    """As many images as MNIST has for training, and as large as asked for."""
+
+    classes = list("0123456789")
+
+    def __init__(self, shape, batch_size, steps):
+        super().__init__(batch_size, augment=False)
+        self.shape, self.steps = shape, steps
+        self.mean, self.std = [0.5] * shape[0], [0.25] * shape[0]
+
+    def prepare_data(self):
+        pass
+
+    def setup(self, stage):
+        images = torch.randint(256, (max(10_000, self.steps * self.batch_size), *self.shape), dtype=torch.uint8)
+        self.train_set = InMemoryImages(images, torch.randint(10, [len(images)]))
+        self.val_set = InMemoryImages(images[:100], torch.randint(10, [100]))
+
+    def train_dataloader(self):
+        self.clocked = Clocked(super().train_dataloader(), self.steps)
+        return self.clocked
+
+
+class OnlyLoss(Classifier):
+    """The same network, nothing counted and nothing logged."""
+
+    def training_step(self, batch):
+        images, labels = batch
+        return self.loss_function(self(images), labels)
+
+    def on_train_epoch_end(self):
+        pass
+
+
+def adam(parameters):
+    return torch.optim.Adam(parameters, lr=1e-3, fused=True)
+
+
+def bare(network, shape, batch_size, steps, sums=False, data=False):
+    """Lesson 1's loop. sums: with its two sums; data: with the last stage's batches instead of ready ones."""
+    model = OnlyLoss(shape, 10, network)
+    optimizer, loss_sum, correct = adam(model.parameters()), 0.0, 0
+    if data:
+        module = MadeUpImages(shape, batch_size, steps)
+        module.trainer = quiet_trainer()
+        module.setup("fit")
+        batches = module.train_dataloader()
+    else:
+        ready = [(torch.randn(batch_size, *shape), torch.randint(10, [batch_size])) for _ in range(20)]
+        batches = Clocked((ready[number % 20] for number in range(steps)), steps)
+    model.train()
+    for batch in batches:
+        images, labels = module.on_after_batch_transfer(batch, 0) if data else batch
+        logits = model.network(images)
+        loss = model.loss_function(logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if sums:
+            loss_sum += loss.item() * len(labels)
+            correct += (logits.argmax(dim=1) == labels).sum().item()
+    return batches.microseconds()
+
+
+def quiet_trainer(callbacks=()):
+    return L.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        limit_val_batches=0,
+        callbacks=list(callbacks),
+        logger=False,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+    )
+
+
+def trained(network, shape, batch_size, steps, model=Classifier, callback=None, everything=False):
+    """With Lightning's Trainer. everything: with the last stage's own Trainer, its logger and all callbacks."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = Checkpoints(folder, "1epoch", "last", "val/accuracy")
+        made = {
+            "ExactResume": lambda: ExactResume(1),
+            "FiniteLoss": lambda: FiniteLoss(folder),
+            "Checkpoints": lambda: checkpoints,
+            "StopWhenAsked": lambda: StopWhenAsked(checkpoints),
+        }
+        if everything:
+            logger = make_logger("tensorboard", Path(folder), {}, 0)
+            settings = Settings(batch_size=batch_size, max_epochs=1, accelerator="cpu")
+            trainer = last_stage.make_trainer(settings, Path(folder), logger, [], [], {})
+            trainer.callbacks = [part for part in trainer.callbacks if not isinstance(part, ProgressBar)]
+        else:
+            trainer = quiet_trainer([made[callback]()] if callback else [])
+        module, data = model(shape, 10, network), MadeUpImages(shape, batch_size, steps)
+        last_stage.attach_optimizer(module, adam, None, "epoch")
+        trainer.fit(module, data)
+        return data.clocked.microseconds()
+
+
+CASES = {
+    "the network alone": (bare, {}),
+    "with lesson 1's sums": (bare, {"sums": True}),
+    "with the batches of the last stage": (bare, {"data": True}),
+    "+ Lightning's Trainer": (trained, {"model": OnlyLoss}),
+    "+ metrics": (trained, {}),
+    "+ metrics, ExactResume": (trained, {"callback": "ExactResume"}),
+    "+ metrics, FiniteLoss": (trained, {"callback": "FiniteLoss"}),
+    "+ metrics, Checkpoints": (trained, {"callback": "Checkpoints"}),
+    "+ metrics, StopWhenAsked": (trained, {"callback": "StopWhenAsked"}),
+    "the last stage: all of it, and TensorBoard": (trained, {"everything": True}),
+}
+LOOP, ALL = "with the batches of the last stage", "the last stage: all of it, and TensorBoard"
+
+
+def compare(caption, network, shape, batch_size, steps, turns, names):
+    table = Table(f"{caption} Microseconds a step, and how many more than the bare loop with the same batches.")
+    table.rows = {name: {} for name in names}
+    for _, name in rounds(names, turns):
+        function, options = CASES[name]
+        table.add(name, microseconds_a_step=function(network, shape, batch_size, steps, **options))
+    for name in names:
+        pairs = zip(*(table.rows[row]["microseconds a step"] for row in (name, LOOP)), strict=True)
+        table.rows[name]["more"] = [mine - loop for mine, loop in pairs]
+    return table
+
+
+def pages(smallest):
+    """What TensorBoard's pages take: percent of each epoch, and once at the end. From Lightning's own profiler."""
+    table = Table("TensorBoard's pages (pictures, histograms, curves) in `python run.py`, mlp on MNIST.")
+    for _ in range(1 if smallest else 3):
+        with tempfile.TemporaryDirectory() as folder:
+            flags = "--limit_train_batches 50 --limit_val_batches 5 --max_epochs 2" if smallest else "--max_epochs 3"
+            command = f"python run.py --cluster debug --profile simple --log_path {folder}/logs {flags}"
+            run(command, ROOT)
+            [report] = Path(folder).glob("logs/*/fit-profiler*.txt")
+            # | action | mean | calls | total | percent |
+            lines = re.findall(r"^\|\s*(\S.*?)\s*\|\s*[\d.]+\s*\|\s*\d+\s*\|\s*([\d.]+)", report.read_text(), re.MULTILINE)
+        seconds = {action: float(total) for action, total in lines}
+        pages = {action: total for action, total in seconds.items() if "TensorBoardPages" in action}
+        end = sum(total for action, total in pages.items() if action.endswith(("on_train_end", "on_fit_end")))
+        epochs = seconds["run_training_epoch"]
+        table.add(
+            "TensorBoard's pages", percent_of_an_epoch=100 * (sum(pages.values()) - end) / epochs, seconds_at_the_end=end
+        )
+    return table
+
+
+def measure(smallest):
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    *tiny, turns = TINY
+    *real, real_turns = REAL
+    names = list(CASES)
+    if smallest:
+        tiny[-1], turns = 20, 1
+        real, real_turns, names = ["cnn", [3, 32, 32], 16, 20], 1, [LOOP, "+ metrics, ExactResume", ALL]
+    step = compare("Lesson 1's network, batches of 64, one core.", *tiny, turns, names)
+    resnet = compare("ResNet-18, images of 32 x 32, batches of 128, one core.", *real, real_turns, [LOOP, ALL])
+    shown = pages(smallest)
+    more = 100 * resnet.mean(ALL, "more") / resnet.mean(LOOP, "microseconds a step")
+    targets = [
+        Target("ResNet-18: the last stage over the bare loop, percent", more, 3),
+        Target("TensorBoard's pages, percent of an epoch", shown.mean("TensorBoard's pages", "percent of an epoch"), 2),
+    ]
+    return {"step": step, "step-resnet18": resnet, "step-pages": shown}, targets
