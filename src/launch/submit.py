@@ -153,7 +153,7 @@ def submit_to_qsub(command, job, folder, goes_on):
         if not goes_on:
             shutil.rmtree(folder)  # it holds nothing yet but what was asked for
         sys.exit("qsub did not take the job, nothing was submitted")
-    write_record(folder, command, job, job=job_id)
+    write_record(folder, command, job)
     provenance.store(folder, job_id if goes_on else "")
     print_next(folder)
 
