@@ -41,7 +41,6 @@ class Table:
 class Printed:
     """What a script of a lesson has printed: its README shows it as it is."""
 
-    caption: str
     text: str
 
 

@@ -2,7 +2,6 @@
 
 import re
 import statistics
-from dataclasses import asdict
 
 from measure import ROOT, Printed, Table
 
@@ -47,8 +46,9 @@ def markdown(section):
 
 def heading(section, result):
     """What stands above a table, here and in a README: what, when, where, how often."""
-    words = [section.caption, f"Measured on {result['date']} with {result['machine']}."]
+    words = [f"Measured on {result['date']} with {result['machine']}."]
     if isinstance(section, Table):
+        words.insert(0, section.caption)
         repeats = max((len(values) for row in section.rows.values() for values in row.values()), default=0)
         words.append(f"Mean ± standard deviation of {repeats} rounds{section.seeds}." if repeats > 1 else "One round.")
     words.append(f"Load average of the machine at the start: {result['load'][0]:.2f}.")
@@ -72,10 +72,6 @@ def changes(section, name, last):
                 found.append(f"    {row}, {column}: {number(old)} -> {number(new)}, x {new / old:.2f}")
     others = f"    {compared - len(found)} of {compared} numbers are as they were, within the spread of both"
     return [f"Since {last['date']}, on {last['machine']}:", *found, others]
-
-
-def as_json(section):
-    return asdict(section)
 
 
 def write_into_readmes(name, section, result):

@@ -20,6 +20,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
@@ -51,12 +52,12 @@ def measure(name, args):
     path = args.results / f"{name}.json"
     last = json.loads(path.read_text()) if path.exists() else None
     for key, section in sections.items():
-        print(f"{report.heading(section, result)}\n\n{report.markdown(section)}\n")
+        print(f"-- {key}\n\n{report.heading(section, result)}\n\n{report.markdown(section)}\n")
         print("\n".join([*report.changes(section, key, last), ""]), flush=True)
     print("\n".join([*map(str, targets), ""]), flush=True)
     if args.smallest and args.results == RESULTS:
         return
-    result["sections"] = {key: report.as_json(section) for key, section in sections.items()}
+    result["sections"] = {key: asdict(section) for key, section in sections.items()}
     args.results.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{json.dumps(result, indent=1)}\n")
     if args.write:
