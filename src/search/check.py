@@ -5,9 +5,14 @@ run.py calls this in a process of its own; where no job is submitted, in the pro
 
 import json
 import sys
+from pathlib import Path
 
-from src.settings import indivisible
-from src.train import prepare
+ROOT = Path(__file__).resolve().parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from src.settings import indivisible  # noqa: E402
+from src.train import prepare  # noqa: E402
 
 
 def prepare_study(arguments, values, processes):

@@ -21,7 +21,6 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from src.launch import provenance
 from src.launch.checks import heed, run_checks
 from src.launch.files import JOB_KEYS, log_path, read_config
 from src.launch.flags import allowed, parse, split_flags
@@ -85,7 +84,6 @@ def search(argv):
         (new / "config.yaml").write_text(config)
         monitor = request.settings.monitor
         study.create(new, chosen, texts, request.settings.seed, monitor, smaller_is_better(monitor))
-        provenance.store(new)
         new.rename(folder)
     start.go_on(folder, job, chosen.at_once)
 
@@ -195,7 +193,6 @@ def prepare_study(request, space):
             return prepare_study(**task)
         except (ValueError, FileNotFoundError) as error:
             sys.exit(str(error))
-    done = subprocess.run(
-        [*python_here(job), "-m", "src.search.check", json.dumps(task)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+    check = [*python_here(job), str(ROOT / "src/search/check.py"), json.dumps(task)]
+    done = subprocess.run(check, stdout=subprocess.PIPE, text=True)
     return done.stdout if done.returncode == 0 else sys.exit(done.returncode)

@@ -6,14 +6,16 @@ import os
 import shlex
 import subprocess
 import sys
+from datetime import datetime
 
 from submitit.core.utils import DelayedSubmission, FailedJobError, JobPaths
 from submitit.slurm.slurm import _make_sbatch_string
 
 from src.launch import provenance
+from src.launch.files import log_path
 from src.launch.payload import Run
 from src.launch.ranks import export_ranks
-from src.launch.records import this_process, write_end, write_record
+from src.launch.records import name_of, this_process, write_end, write_record
 from src.launch.runs import describe_all
 from src.launch.script import python_command, sbatch_parameters
 from src.launch.slurm import ACTIVE
@@ -33,6 +35,8 @@ class TrialRun(Run):
         from src.search.trial import run_trial  # torch is imported only here
 
         run_trial(self.study, self.number, self.job)
+        if os.environ["RANK"] == "0" and not study.unfinished(study.load(self.study)):
+            show(self.study)
 
 
 class ArrayExecutor(Executor):
@@ -68,28 +72,30 @@ def go_on(folder, job, at_once):
         except (BlockingIOError, PermissionError):
             sys.exit(f"another process is about to start the trials of {folder.name}, or trains them: wait for it")
         numbers = left(folder)
-        if not numbers:
-            pass
-        elif job.cluster == "slurm":
-            submit(folder, job, numbers, min(at_once, len(numbers)))
-            return
-        else:
+        if numbers:
+            again = f"{datetime.now():%Y-%m-%d_%H-%M-%S}" if (folder / "git.txt").exists() else ""
+            provenance.store(folder, again)
+            if job.cluster == "slurm":
+                submit(folder, job, numbers, min(at_once, len(numbers)))
+                return
             run_here(folder, job, numbers)
     show(folder)
 
 
 def left(folder):
     """The numbers of the trials that have to be started."""
+    # In this order: a trial that ends in between is in the journal then.
+    described = describe_all([path.parent for path in folder.glob("*/run.json")])
     numbers = study.unfinished(study.load(folder))
-    runs = [folder / str(number) for number in numbers if (folder / str(number) / "run.json").exists()]
-    for run, seen in describe_all(runs).items():
-        if seen["state"].startswith("UNKNOWN"):
-            sys.exit(f"whether {folder.name}/{run.name} still runs cannot be seen from here: it is {seen['state']}")
-        if seen["state"] in ACTIVE:
-            numbers.remove(int(run.name))
+    for run, number in [(folder / str(number), number) for number in numbers]:
+        state = described.get(run, {}).get("state", "")
+        if state.startswith("UNKNOWN"):
+            sys.exit(f"whether {name_of(run)} still runs cannot be seen from here: it is {state}")
+        if state in ACTIVE:
+            numbers.remove(number)
         elif any(run.glob("not_finite_*")):  # one of several processes had to end, before the first could say why
-            study.end(study.begin(folder, int(run.name)), failed=True)
-            numbers.remove(int(run.name))
+            study.end(study.begin(folder, number), failed=True)
+            numbers.remove(number)
     return numbers
 
 
@@ -128,8 +134,18 @@ def submit(folder, job, numbers, at_once):
     try:
         for number in numbers:
             write_record(folder / str(number), "fit", job, id=f"{job_id}_{number}")
-        provenance.store(folder, job_id)
     except BaseException:  # Ctrl-C too
         subprocess.run(["scancel", job_id])
         raise
     subprocess.run(["scontrol", "update", f"JobId={job_id}", "StartTime=now"])  # if it fails: in a minute
+    print_next(folder, len(numbers), at_once)
+
+
+def print_next(folder, trials, at_once):
+    """What to type next."""
+    print(f"study {folder.name}    {os.path.relpath(folder)}    {trials} jobs, {at_once} at the same time")
+    known = folder.parent == log_path()
+    print(f"see all jobs        python run.py list{'' if known else f' --log_path {os.path.relpath(folder.parent)}'}")
+    print(f"what it has found   python run.py search {typed(folder)}")
+    print(f"go on, if broken    python run.py resume {typed(folder)}")
+    print(f"open TensorBoard    tensorboard --logdir {os.path.relpath(folder)}")

@@ -4,6 +4,7 @@ import csv
 import os
 
 from src.launch.files import log_path
+from src.launch.records import name_of
 from src.launch.runs import describe_all
 from src.launch.slurm import ACTIVE
 from src.search import study
@@ -18,15 +19,17 @@ def typed(folder, *parts):
 
 def show(folder):
     """Print the table of the study in this folder, and write trials.csv and study.png into it."""
+    # In this order: a trial that ends in between is in the journal then.
+    described = describe_all([path.parent for path in folder.glob("*/run.json")])
     settings, found = study.read(folder), study.load(folder)
     space, trials = read_space(settings["search"]), found.trials
-    states = states_of(folder, trials)
-    rows = [
-        {"trial": trial.number, "run": typed(folder, trial.number), "state": state, settings["monitor"]: trial.value}
-        | {"validations": len(trial.intermediate_values)}
-        | {name: trial.params.get(name) for name in space}
-        for trial, state in zip(trials, states, strict=True)
-    ]
+    rows, states = [], []
+    for trial in trials:
+        run = folder / str(trial.number)
+        states.append(state_of(trial, described.get(run, {}).get("state")))
+        row = {"trial": trial.number, "run": name_of(run), "state": states[-1], settings["monitor"]: trial.value}
+        row["validations"] = len(trial.intermediate_values)
+        rows.append(row | {name: trial.params.get(name) for name in space})
     write_csv(folder / "trials.csv", rows)
     print_table(rows)
     counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
@@ -44,20 +47,13 @@ def show(folder):
     print(f"open TensorBoard    tensorboard --logdir {os.path.relpath(folder)}")
 
 
-def states_of(folder, trials):
-    """What each trial is: complete, pruned, failed, pending, running, not begun, broken off."""
-    runs = {trial.number: folder / str(trial.number) for trial in trials if trial.state not in study.FINISHED}
-    seen = describe_all([run for run in runs.values() if (run / "run.json").exists()])
-    states = []
-    for trial in trials:
-        state = seen.get(runs.get(trial.number), {}).get("state", "")
-        if trial.state in study.FINISHED:
-            states.append(study.FINISHED[trial.state])
-        elif state in ACTIVE:
-            states.append(state.lower())
-        else:
-            states.append("not begun" if trial.state == study.TrialState.WAITING else "broken off")
-    return states
+def state_of(trial, run):
+    """What a trial is, in words. run: the state of its run, or None"""
+    if trial.state in study.FINISHED:
+        return study.FINISHED[trial.state]
+    if run in ACTIVE:
+        return run.lower()
+    return "not begun" if trial.state == study.TrialState.WAITING else "broken off"
 
 
 def in_words(value):
