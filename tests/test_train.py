@@ -1,11 +1,14 @@
 """The final stage: what is configured is what happens, whoever starts the training."""
 
+import contextlib
 import csv
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -253,6 +256,45 @@ def test_evaluation_is_exact_for_any_number_of_processes(run, tmp_path):
         assert np.abs(predictions["probabilities"] - expected).max() < 1e-5
         assert (predictions["predicted"] == expected.argmax(1)).mean() > 0.9999
         assert list(predictions["classes"]) == list("0123456789")
+
+
+def test_the_images_are_in_memory_once_per_node(tmp_path):
+    """Four processes with data workers: all of them read from the same memory."""
+    flags = "--num_workers 2 --threads 1 --checkpoint_every 200 --limit_val_batches 1"
+    run = Training(tmp_path / "run", flags, processes=4)
+    run.until_step(200)
+    try:
+        for pid in run.pids:
+            os.killpg(pid, signal.SIGSTOP)
+        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        found = list(filter(None, [shared_memory(pid) for pid in pids if session(pid) in run.pids]))
+    finally:
+        run.kill()
+    assert len(found) == 4 * (1 + 2 + 2)  # the workers of training and of validation
+    assert len({memory["file"] for memory in found}) == 1
+    total = {key: 1024 * sum(memory[key] for memory in found) for key in ("Rss", "Pss")}
+    images = 60_000 * (28 * 28 + 8)  # with their labels
+    assert 0.9 * images < total["Pss"] < 1.01 * images  # Pss: what several hold counts in parts
+    assert total["Rss"] > 4 * images
+
+
+def session(pid):
+    with contextlib.suppress(ProcessLookupError):  # it has ended
+        return os.getsid(pid)
+
+
+def shared_memory(pid):
+    """What a process holds of the memory in which the images are: its file, and kB by kind. None if it has none."""
+    mappings = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path(f"/proc/{pid}/smaps").read_text(), flags=re.MULTILINE)
+    ours = [mapping for mapping in mappings if "memfd:data set" in mapping.partition("\n")[0]]
+    if not ours:
+        return None
+    kinds = {
+        kind: sum(int(re.search(rf"^{kind}: +(\d+)", mapping, re.MULTILINE)[1]) for mapping in ours)
+        for kind in ("Rss", "Pss")
+    }
+    [file] = {mapping.split()[4] for mapping in ours}  # its inode
+    return kinds | {"file": file}
 
 
 # A plain Python process: the run in one line, the test images in their order by torchvision alone.

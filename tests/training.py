@@ -134,6 +134,8 @@ class Training:
 def forked(arguments, output, rank, processes, port, path):
     """What src/train.py does when it is called with these arguments, in this process."""
     os.setsid()
+    # Data workers are started as from the command line, and not as this process was.
+    multiprocessing.set_start_method("fork", force=True)
     with open(output, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

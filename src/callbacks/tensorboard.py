@@ -108,6 +108,11 @@ def look(network, images):
     return torch.cat(inputs), probabilities
 
 
+def first(dataset, count):
+    """The first images of a data set, uint8 (N, C, H, W), and their labels, int64 (N)."""
+    return dataset.__getitems__(range(min(count, len(dataset))))
+
+
 def last_step(trainer):
     """The step whose outcome is shown, counted from 0 as Lightning does for the curves."""
     return max(0, trainer.global_step - 1)
@@ -132,7 +137,8 @@ class TensorBoardPages(L.Callback):
             return
         writer = trainer.logger.experiment
         # Not through a DataLoader: that would draw a random number, and all that follow would be others.
-        images = trainer.datamodule.normalise(trainer.datamodule.val_set.images[:EXAMPLES])
+        images, _ = first(trainer.datamodule.val_set, EXAMPLES)
+        images = trainer.datamodule.normalise(images)
         add_layout(writer)
         add_hparams(writer, self.hparams, ["val/loss", "val/accuracy", "val/f1", "test/loss", "test/accuracy"])
         add_graph(writer, module.network, images[:1].to(module.device))
@@ -169,8 +175,7 @@ class TensorBoardPages(L.Callback):
         if self.matrix is not None:
             add_confusion_matrix(writer, self.matrix, classes, step)
 
-        val_set = trainer.datamodule.val_set
-        images, labels = val_set.images[:EMBEDDED], val_set.labels[:EMBEDDED]
+        images, labels = first(trainer.datamodule.val_set, EMBEDDED)
         module.eval()  # batch norm must not learn from these images, dropout must not drop
         features, probabilities = look(module.network, trainer.datamodule.normalise(images.to(module.device)))
         module.train()

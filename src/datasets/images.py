@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 
 from src.datasets.augment import normalise, random_crop, random_flip
 from src.datasets.datamodule import DATA_DIR, DataModule
+from src.datasets.shared import once_per_node
 
 GET_DATA = DATA_DIR / "get_data.py"
 PADDING = 4  # pixels by which a training image is moved at most
@@ -43,7 +44,7 @@ class InMemoryImages(Dataset):
 class ImageDataModule(DataModule):
     """Images that lie decoded in memory. A data set says what is its own: what is None below, and load().
 
-    Each process holds all images. They are augmented and normalised by the batch, where the network runs.
+    The processes of a node hold them together. They are augmented and normalised by the batch, where the network runs.
     """
 
     name = None  # what data/get_data.py calls it
@@ -83,12 +84,16 @@ class ImageDataModule(DataModule):
     def setup(self, stage):
         """stage: fit, validate, test or predict. Sets train_set and val_set, or test_set; writes nothing."""
         if stage in ("fit", "validate"):
-            images, labels = self.load(train=True)
-            train, val = split(len(labels))
-            self.train_set = InMemoryImages(images[train], labels[train])
-            self.val_set = InMemoryImages(images[val], labels[val])
+            tensors = once_per_node(self.load_split, self.trainer)
+            self.train_set, self.val_set = InMemoryImages(*tensors[:2]), InMemoryImages(*tensors[2:])
         else:
-            self.test_set = InMemoryImages(*self.load(train=False))
+            self.test_set = InMemoryImages(*once_per_node(lambda: self.load(train=False), self.trainer))
+
+    def load_split(self):
+        """Images and labels for training, then those for validation."""
+        images, labels = self.load(train=True)
+        train, val = split(len(labels))
+        return images[train], labels[train], images[val], labels[val]
 
     def on_after_batch_transfer(self, batch, dataloader_idx):
         """Runs where the network runs: on a GPU it is the bytes that are copied there, not four times as many."""
