@@ -23,9 +23,11 @@ def add_layout(writer):
     writer.add_custom_scalars({"training and validation": charts})
 
 
-def add_hparams(writer, hparams, metrics):
-    """HParams: a row for the run. metrics: the tags whose last values stand in it, also when a run is stopped."""
-    for summary in hparams_summary(hparams, dict.fromkeys(metrics, 0)):  # the 0 is not written anywhere
+def add_hparams(writer, hparams):
+    """HParams: a row for the run, with the last values of its curves, also when it is stopped."""
+    # Left out is what says which columns there are: without it TensorBoard looks, and begins with those that differ.
+    _, *summaries = hparams_summary(hparams, {})
+    for summary in summaries:
         writer.file_writer.add_summary(summary)
 
 
@@ -140,7 +142,7 @@ class TensorBoardPages(L.Callback):
         images, _ = first(trainer.datamodule.val_set, EXAMPLES)
         images = trainer.datamodule.normalise(images)
         add_layout(writer)
-        add_hparams(writer, self.hparams, ["val/loss", "val/accuracy", "val/f1", "test/loss", "test/accuracy"])
+        add_hparams(writer, self.hparams)
         add_graph(writer, module.network, images[:1].to(module.device))
         add_examples(writer, images, 0)
         add_weights(writer, module.network, 0)
