@@ -115,7 +115,7 @@ def train(command, config_text, run_folder, callbacks=(), test=True):
     pages = []
     images = isinstance(data, ImageDataModule) and isinstance(model, Classifier)
     if images and isinstance(logger, L.pytorch.loggers.TensorBoardLogger):  # the others get the numbers, no pictures
-        pages = [TensorBoardPages(logger.shown)]
+        pages = [TensorBoardPages()]
     trainer = make_trainer(settings, run_folder, logger, pages, [*parts.callbacks, *callbacks], config.trainer)
     if command == "fit":
         fit(trainer, model, data, checkpoint, settings, run_folder, test)
@@ -169,6 +169,8 @@ def in_words(metrics):
 
 def make_trainer(settings, run_folder, logger, pages, callbacks, more):
     world_size, local_size = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    # Lightning has torch ask NVIDIA's library for GPUs. Where there is none, every step of an optimizer searches for it.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
     gpu = settings.accelerator == "gpu" or (settings.accelerator == "auto" and torch.cuda.is_available())
     if gpu and torch.cuda.device_count() < local_size:
         sys.exit(f"{local_size} processes on this node need a GPU each, but torch sees {torch.cuda.device_count()}")

@@ -1,13 +1,14 @@
 """The network with all that training it needs."""
 
 import logging
+import sys
 from typing import Literal
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
-from torchmetrics import CatMetric, MeanMetric, MetricCollection
+from torchmetrics import CatMetric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassConfusionMatrix,
@@ -17,6 +18,7 @@ from torchmetrics.classification import (
 )
 
 from src.models.networks import add_dropout, make_network, normalisation
+from src.utils.mean import Mean
 
 log = logging.getLogger(__name__)
 log_once = rank_zero_only(log.info)  # what is the same in all processes of the job: one of them says it
@@ -48,6 +50,9 @@ class Classifier(L.LightningModule):
         pretrained: bool = False,
         dropout: float = 0.0,
         criterion: Literal["CrossEntropyLoss", "MultiMarginLoss"] = "CrossEntropyLoss",
+        label_smoothing: float = 0.0,
+        channels_last: bool = False,
+        compile: bool = False,
     ) -> None:
         """The network.
 
@@ -59,6 +64,9 @@ class Classifier(L.LightningModule):
             pretrained: begin with torchvision's weights
             dropout: share of the last layer's inputs that is left out in training
             criterion: the loss; it takes logits
+            label_smoothing: share of the target that CrossEntropyLoss gives to all classes alike
+            channels_last: how images lie in memory; on a GPU convolutions in 16 bits are faster so
+            compile: have torch.compile make one program of the network: takes a minute, then steps are faster
         """
         super().__init__()
         if pretrained:  # the weights know images in colour, normalised as they were when they were trained
@@ -68,24 +76,30 @@ class Classifier(L.LightningModule):
             self.normalisation = normalisation(arch)
         if dropout:
             add_dropout(self.network, dropout)
-        self.loss_function = getattr(nn, criterion)()
+        if label_smoothing and criterion != "CrossEntropyLoss":
+            sys.exit(f"label_smoothing {label_smoothing} is for CrossEntropyLoss, not for {criterion}")
+        self.loss_function = getattr(nn, criterion)(**({"label_smoothing": label_smoothing} if label_smoothing else {}))
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.network.to(memory_format=self.memory_format)
+        self.compile_network = compile
         self.example_input_array = torch.zeros(1, *shape)  # lets the summary show shapes
 
-        # A mean with a NaN in it shall be NaN. The default leaves it out, so a failed training looks well.
-        # (Not nan_strategy="disable": torchmetrics 1.9 then forgets the weights.)
-        nan = float("nan")
-        self.train_loss = MeanMetric(nan_strategy=nan)
-        self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
-        self.val_loss = MeanMetric(nan_strategy=nan)
+        self.train_loss = Mean()
+        self.train_accuracy = Mean()
+        self.val_loss = Mean()
         self.val_metrics = evaluation_metrics("val", num_classes)
         self.val_confusion = MulticlassConfusionMatrix(num_classes)
         self.val_probabilities = CatMetric(nan_strategy=0.0)  # the default leaves NaN out: then rows would be missing
         self.val_labels = CatMetric()
-        self.test_loss = MeanMetric(nan_strategy=nan)
+        self.test_loss = Mean()
         self.test_metrics = evaluation_metrics("test", num_classes)
 
     def forward(self, images):
-        return self.network(images)
+        return self.network(images.contiguous(memory_format=self.memory_format))
+
+    def on_train_start(self):  # not before: TensorBoard's graph is drawn of a network that is not compiled
+        if self.compile_network:
+            self.network.compile()  # the names of its weights stay as they are
 
     # In a step the metrics only count. They are logged once an epoch, because a self.log in every step takes longer
     # than the counting. And they are logged as objects, not as numbers: so Lightning knows that it has to reset them.
@@ -94,14 +108,14 @@ class Classifier(L.LightningModule):
         images, labels = batch
         logits = self(images)
         loss = self.loss_function(logits, labels)
-        self.train_loss.update(loss.detach(), weight=len(labels))  # the last batch is smaller: it counts for less
-        self.train_accuracy.update(logits, labels)
+        self.train_loss.update(loss.detach() * len(labels), len(labels))  # the last batch is smaller, so it counts less
+        self.train_accuracy.update((logits.argmax(dim=1) == labels).sum(), len(labels))
         return loss
 
     def validation_step(self, batch):
         images, labels = batch
         logits = self(images)
-        self.val_loss.update(self.loss_function(logits, labels), weight=len(labels))
+        self.val_loss.update(self.loss_function(logits, labels) * len(labels), len(labels))
         self.val_metrics.update(logits, labels)
         self.val_confusion.update(logits, labels)
         self.val_probabilities.update(logits.softmax(dim=1))
@@ -110,7 +124,7 @@ class Classifier(L.LightningModule):
     def test_step(self, batch):
         images, labels = batch
         logits = self(images)
-        self.test_loss.update(self.loss_function(logits, labels), weight=len(labels))
+        self.test_loss.update(self.loss_function(logits, labels) * len(labels), len(labels))
         self.test_metrics.update(logits, labels)
 
     def predict_step(self, batch):

@@ -6,10 +6,10 @@ import sys
 import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from src.models.parameter_groups import make_optimizer
 from src.models.terms import NETWORK, Loss, Metric, Regularizer, bind, check_known, check_name, check_pair, forward_of
+from src.utils.mean import Mean
 
 log = logging.getLogger(__name__)
 log_once = rank_zero_only(log.info)  # what is the same in all processes of the job: one of them says it
@@ -82,11 +82,10 @@ class MultiOutput(L.LightningModule):
             name: (check_pair(f"metrics.{name}", term, term.function.update, outputs, batch), term.target)
             for name, term in metrics.items()
         }
-        # A mean with a NaN in it shall be NaN, see classifier.py. As torchmetrics they are resumed, and exact with DDP.
+        # As torchmetrics they are resumed, and exact with DDP.
         self.means = nn.ModuleDict(
-            {f"{stage}/{name}": MeanMetric(nan_strategy=float("nan")) for stage in STAGES for name in ("loss", *names)
-             if name not in metrics}
-        )  # fmt: skip
+            {f"{stage}/{name}": Mean() for stage in STAGES for name in ("loss", *names) if name not in metrics}
+        )
         self.metrics = nn.ModuleDict(
             {f"{stage}/{name}": term.function.clone() for stage in STAGES for name, term in metrics.items()}
         )
@@ -118,8 +117,9 @@ class MultiOutput(L.LightningModule):
         outputs = self(*inputs)
         values = self.terms(outputs, batch)
         loss = sum(self.weights[name] * value for name, value in values.items())
+        images = len(inputs[0])
         for name, value in (values | {"loss": loss}).items():
-            self.means[f"{stage}/{name}"].update(value.detach(), weight=len(inputs[0]))  # the last batch is smaller
+            self.means[f"{stage}/{name}"].update(value.detach().float() * images, images)  # the last batch is smaller
         for name, (output, target) in self.metric_pairs.items():
             self.metrics[f"{stage}/{name}"].update(outputs[output].detach(), batch[target])
         return loss
