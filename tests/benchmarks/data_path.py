@@ -147,13 +147,8 @@ def measure(smallest):
     with tempfile.TemporaryDirectory() as work:
         cases = make_cases(Path(work), count)
         table.rows = {name: {} for name in cases}
-        both = {(name, kind): cases[name][kind] for name in cases for kind in (0, 1)}
-        rates = {}
-        for turn, key in rounds(both, turns):
-            rates[turn, *key] = images_a_second(both[key], seconds)
-    for name in cases:
-        for turn in range(turns):
-            sample, batch = rates[turn, name, 0], rates[turn, name, 1]
+        for _, name in rounds(cases, turns):
+            sample, batch = (images_a_second(epoch, seconds) for epoch in cases[name])
             table.add(name, sample_by_sample=sample, by_the_batch=batch, ratio=batch / sample)
     sections = {"data": table}
     if not smallest:

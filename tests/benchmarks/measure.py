@@ -97,8 +97,7 @@ def run(command, folder, **environment):
         SystemExit: it failed; with what it said
     """
     mark = uuid.uuid4().hex
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # `python` is the one that runs this
-    environment = os.environ | {"PATH": path, MARK: mark} | environment
+    environment = os.environ | {MARK: mark} | environment
     peak, ended = [0.0], threading.Event()
 
     def watch():

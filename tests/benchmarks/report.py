@@ -15,6 +15,11 @@ def number(value):
     return f"{value:,.{digits}f}"
 
 
+def spread(values):
+    """Standard deviation. Of one number nothing is known: a fifth of it."""
+    return statistics.stdev(values) if len(values) > 1 else abs(values[0]) / 5
+
+
 def cell(values):
     """mean ± standard deviation"""
     if not values:
@@ -22,8 +27,8 @@ def cell(values):
     mean = statistics.mean(values)
     if len(values) == 1:
         return number(mean)
-    spread = statistics.stdev(values)
-    return f"{number(mean)} ± {spread:.1g}" if spread < 10 else f"{number(mean)} ± {spread:,.0f}"
+    around = spread(values)
+    return f"{number(mean)} ± {around:.1g}" if around < 10 else f"{number(mean)} ± {around:,.0f}"
 
 
 def markdown(section):
@@ -67,7 +72,7 @@ def changes(section, name, last):
                 continue
             compared += 1
             old, new = statistics.mean(before), statistics.mean(values)
-            noise = sum(statistics.stdev(numbers) if len(numbers) > 1 else 0 for numbers in (before, values))
+            noise = sum(spread(numbers) for numbers in (before, values))
             if abs(new - old) > max(noise, LEAST * abs(old)):
                 found.append(f"    {row}, {column}: {number(old)} -> {number(new)}, x {new / old:.2f}")
     others = f"    {compared - len(found)} of {compared} numbers are as they were, within the spread of both"

@@ -4,12 +4,10 @@ The network of lesson 1 is so small that most of its step is Python: nowhere els
 ResNet-18 is what the parts are for. A number is the median of the steps of a training.
 """
 
-import logging
-import re
+import os
 import statistics
 import tempfile
 import time
-import warnings
 from pathlib import Path
 
 import lightning as L
@@ -31,6 +29,7 @@ from src.utils.loggers import make_logger
 TINY = "mlp", [1, 28, 28], 64, 400, 10
 REAL = "resnet18", [3, 32, 32], 128, 12, 5
 WARM_UP = 5  # steps
+SEARCH = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
 
 class Clocked:
@@ -94,6 +93,7 @@ def adam(parameters):
 
 def bare(network, shape, batch_size, steps, sums=False, data=False):
     """Lesson 1's loop. sums: with its two sums; data: with the last stage's batches instead of ready ones."""
+    os.environ[SEARCH] = "0"  # as where Lightning is not imported
     model = OnlyLoss(shape, 10, network)
     optimizer, loss_sum, correct = adam(model.parameters()), 0.0, 0
     if data:
@@ -118,7 +118,8 @@ def bare(network, shape, batch_size, steps, sums=False, data=False):
     return batches.microseconds()
 
 
-def quiet_trainer(callbacks=()):
+def quiet_trainer(callbacks=(), **more):
+    """Lightning's Trainer with nothing that is not asked for."""
     return L.Trainer(
         accelerator="cpu",
         max_epochs=1,
@@ -129,11 +130,17 @@ def quiet_trainer(callbacks=()):
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,
+        **more,
     )
 
 
-def trained(network, shape, batch_size, steps, model=Classifier, callback=None, everything=False):
-    """With Lightning's Trainer. everything: with the last stage's own Trainer, its logger and all callbacks."""
+def trained(network, shape, batch_size, steps, model=Classifier, callback=None, everything=False, search=False):
+    """With Lightning's Trainer.
+
+    everything: the last stage's own Trainer, with its logger and all callbacks
+    search: let torch look for NVIDIA's library in each step, as Lightning wants it; the last stage does not
+    """
+    os.environ[SEARCH] = str(int(search))
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(folder, "1epoch", "last", "val/accuracy")
         made = {
@@ -159,7 +166,8 @@ CASES = {
     "the network alone": (bare, {}),
     "with lesson 1's sums": (bare, {"sums": True}),
     "with the batches of the last stage": (bare, {"data": True}),
-    "+ Lightning's Trainer": (trained, {"model": OnlyLoss}),
+    "+ Lightning's Trainer as it is": (trained, {"model": OnlyLoss, "search": True}),
+    "+ Lightning's Trainer without its search for GPUs": (trained, {"model": OnlyLoss}),
     "+ metrics": (trained, {}),
     "+ metrics, ExactResume": (trained, {"callback": "ExactResume"}),
     "+ metrics, FiniteLoss": (trained, {"callback": "FiniteLoss"}),
@@ -192,20 +200,16 @@ def pages(smallest):
             run(command, ROOT)
             [report] = Path(folder).glob("logs/*/fit-profiler*.txt")
             # | action | mean | calls | total | percent |
-            lines = re.findall(r"^\|\s*(\S.*?)\s*\|\s*[\d.]+\s*\|\s*\d+\s*\|\s*([\d.]+)", report.read_text(), re.MULTILINE)
-        seconds = {action: float(total) for action, total in lines}
+            lines = [[word.strip() for word in line.split("|")] for line in report.read_text().splitlines()]
+        seconds = {line[1]: float(line[4]) for line in lines if len(line) > 5 and line[3].isdigit()}
         pages = {action: total for action, total in seconds.items() if "TensorBoardPages" in action}
         end = sum(total for action, total in pages.items() if action.endswith(("on_train_end", "on_fit_end")))
-        epochs = seconds["run_training_epoch"]
-        table.add(
-            "TensorBoard's pages", percent_of_an_epoch=100 * (sum(pages.values()) - end) / epochs, seconds_at_the_end=end
-        )
+        share = (sum(pages.values()) - end) / seconds["run_training_epoch"]
+        table.add("TensorBoard's pages", percent_of_an_epoch=100 * share, seconds_at_the_end=end)
     return table
 
 
 def measure(smallest):
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     *tiny, turns = TINY
     *real, real_turns = REAL
