@@ -126,15 +126,17 @@ def instantiate(config):
     """The objects that the configuration describes, under the same names: data, model, optimizer, ..."""
     if config.scale_lr:
         config.optimizer.init_args.lr *= config.batch_size / config.scale_lr
-    return make_parser().instantiate_classes(config)
+    return make_parser().instantiate(config)
 
 
 def one_sentence(error):
     """jsonargparse tells all that it tried. This is the part that helps."""
     text = " ".join(str(error).split())
     key, reason = re.fullmatch(r'(?:Parser key "(.*?)": )?(.*)', text).groups()
-    if unknown := re.search(r"class_path '(\S+)': Option '(\S+)' is not accepted", reason):
-        path, option = unknown.groups()
+    unknown = re.search(r"class_path '(?P<path>\S+)': Option '(?P<option>\S+)' is not accepted", reason)
+    callable_class = r"Option '(?P<option>\S+)' is not accepted\. Got value: Namespace\(class_path='(?P<path>[^']+)'"
+    if unknown := unknown or re.search(callable_class, reason):
+        path, option = unknown["path"], unknown["option"]
         package, name = path.rsplit(".", 1)
         options = list(inspect.signature(getattr(importlib.import_module(package), name)).parameters)
         near = difflib.get_close_matches(option, options) or options

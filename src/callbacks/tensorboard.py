@@ -5,7 +5,6 @@ import warnings
 import lightning as L
 import torch
 from matplotlib.figure import Figure
-from torch.utils.tensorboard.summary import hparams as hparams_summary
 
 from src.models.networks import layers
 
@@ -21,14 +20,6 @@ def add_layout(writer):
         "macro averages": ["Multiline", ["val/precision", "val/recall", "val/f1"]],
     }
     writer.add_custom_scalars({"training and validation": charts})
-
-
-def add_hparams(writer, hparams):
-    """HParams: a row for the run, with the last values of its curves, also when it is stopped."""
-    # Left out is what says which columns there are: without it TensorBoard looks, and begins with those that differ.
-    _, *summaries = hparams_summary(hparams, {})
-    for summary in summaries:
-        writer.file_writer.add_summary(summary)
 
 
 def add_graph(writer, network, image):
@@ -123,8 +114,7 @@ def last_step(trainer):
 class TensorBoardPages(L.Callback):
     """Decides when which page is written. The images to show are the first of the validation images."""
 
-    def __init__(self, hparams):
-        self.hparams = hparams
+    def __init__(self):
         self.matrix = None  # the confusion matrix of the last validation
 
     def state_dict(self):
@@ -142,7 +132,6 @@ class TensorBoardPages(L.Callback):
         images, _ = first(trainer.datamodule.val_set, EXAMPLES)
         images = trainer.datamodule.normalise(images)
         add_layout(writer)
-        add_hparams(writer, self.hparams)
         add_graph(writer, module.network, images[:1].to(module.device))
         add_examples(writer, images, 0)
         add_weights(writer, module.network, 0)

@@ -7,6 +7,7 @@ import sys
 
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch.utils.tensorboard.summary import hparams as hparams_summary
 
 from src.launch.records import name_of
 
@@ -41,10 +42,19 @@ def make_logger(name, run_folder, hparams, step):
     else:
         name = name_of(run_folder).replace("/", "-")
         logger = WandbLogger(name, save_dir=run_folder, id=name, resume="allow")
-    logger.shown = hparams
     if not step:
         logger.log_hyperparams(hparams)
+        if name == "tensorboard" and rank_zero_only.rank == 0:
+            add_hparams(logger.experiment, hparams)
     return logger
+
+
+def add_hparams(writer, hparams):
+    """TensorBoard's HParams: a row for the run, with the last values of its curves, also when it is stopped."""
+    # Left out is what says which columns there are: without it TensorBoard looks, and begins with those that differ.
+    _, *summaries = hparams_summary(hparams, {})
+    for summary in summaries:
+        writer.file_writer.add_summary(summary)
 
 
 def shown_hparams(config):
