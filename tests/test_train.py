@@ -50,7 +50,7 @@ def merged(*argv):
 def test_presets(stack):
     parts = instantiate(read(merge([word for name in stack for word in ("--config", name)])))
     assert parts.model.network
-    assert parts.data.classes == list("0123456789") or "one_gpu" in stack
+    assert parts.data.classes == list("0123456789") or {"one_gpu", "cifar10_fast"} & set(stack)
     optimizer = parts.optimizer(parts.model.parameters())
     if "multi_node" in stack and "one_gpu" in stack:
         assert optimizer.param_groups[0]["lr"] == pytest.approx(0.8)  # 0.1 for 128 images, 1,024 are in a batch
@@ -256,6 +256,43 @@ def test_evaluation_is_exact_for_any_number_of_processes(run, tmp_path):
         assert np.abs(predictions["probabilities"] - expected).max() < 1e-5
         assert (predictions["predicted"] == expected.argmax(1)).mean() > 0.9999
         assert list(predictions["classes"]) == list("0123456789")
+
+
+FAST = (
+    "--config cifar10_fast --data ColourMNIST --model.arch cnn --accelerator cpu --threads 1 --batch_size 100 "
+    "--limit_train_batches 8 --limit_val_batches 2 --max_epochs 2 --validate_every 1epoch"
+)
+
+
+def test_the_fast_preset_without_a_gpu(tmp_path):
+    """On its device or loaded by workers: the same images, augmented alike."""
+    held = Training(tmp_path / "held", f"{FAST} --data.on_device true --model.compile false").ends_well()
+    loaded = Training(tmp_path / "loaded", f"{FAST} --data.on_device false --model.compile false --num_workers 1")
+    assert weights(held) == weights(loaded.ends_well())
+    assert epoch_lines(held) == epoch_lines(loaded)
+    wrong = Training(tmp_path / "wrong", f"{FAST} --data.on_device true --num_workers 2")
+    assert wrong.wait() == 1
+    assert "Traceback" not in wrong.output()
+    assert wrong.output().splitlines()[-1].startswith("num_workers 2: with on_device there is nothing to load")
+
+
+@pytest.mark.slow
+def test_the_fast_preset_compiled(tmp_path):
+    """The same but for rounding; its pages in TensorBoard, its checkpoints, and whoever loads them notice nothing."""
+    flags = f"{FAST} --data.on_device true --precision 32"
+    eager, compiled = (Training(tmp_path / flag, f"{flags} --model.compile {flag}") for flag in ("false", "true"))
+    eager.ends_well()
+    assert compiled.wait(400) == 0, compiled.output()
+    expected, found = numbers_of(eager), numbers_of(compiled)
+    assert found == pytest.approx(expected, abs=0.02)
+    states = [torch.load(run.folder / "checkpoints/best.ckpt")["state_dict"] for run in (eager, compiled)]
+    assert list(states[0]) == list(states[1])
+    assert set(curves(eager.folder)) == set(curves(compiled.folder))
+
+
+def numbers_of(run):
+    """All numbers in the epoch lines of a run."""
+    return [float(number) for line in epoch_lines(run).values() for number in re.findall(r": (\d\.\d+)", line)]
 
 
 def test_the_images_are_in_memory_once_per_node(tmp_path):

@@ -94,7 +94,7 @@ def look(network, images):
     _, head = layers(network)[-1]
     inputs = []
     hook = head.register_forward_pre_hook(lambda layer, args: inputs.append(args[0].flatten(start_dim=1)))
-    with torch.no_grad():
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # a compiled network calls no hooks
         # A few at a time: all activations of 500 images do not fit everywhere.
         probabilities = torch.cat([network(part).softmax(dim=1) for part in images.split(50)])
     hook.remove()
@@ -103,7 +103,8 @@ def look(network, images):
 
 def first(dataset, count):
     """The first images of a data set, uint8 (N, C, H, W), and their labels, int64 (N)."""
-    return dataset.__getitems__(range(min(count, len(dataset))))
+    images, labels = dataset.__getitems__(range(min(count, len(dataset))))
+    return images.cpu(), labels.cpu()
 
 
 def last_step(trainer):

@@ -79,8 +79,8 @@ def ignore_signals(worker):
         signal.signal(number, signal.SIG_IGN)
 
 
-def make_loader(dataset, batches, num_workers):
-    """A DataLoader over the batches that the sampler names."""
+def make_loader(dataset, batches, num_workers, pin_memory):
+    """A DataLoader over the batches that the sampler names. pin_memory: so that a GPU can copy them while it works."""
     return DataLoader(
         Fetched(dataset),
         sampler=batches,
@@ -88,5 +88,5 @@ def make_loader(dataset, batches, num_workers):
         num_workers=num_workers,
         worker_init_fn=ignore_signals,
         persistent_workers=num_workers > 0,  # started once, not in every epoch
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin_memory,
     )

@@ -25,6 +25,7 @@ class DataModule(L.LightningDataModule):
 
     shape = None  # of an image: [channels, height, width]
     classes = None  # their names, in the order of the labels
+    on_device = False  # whether the data set's tensors are where the network runs already
 
     def __init__(self, batch_size: int = 64, num_workers: int = 0, seed: int = 1, data_dir: str | None = None) -> None:
         """Settings; the flags of the same names say what they are.
@@ -61,7 +62,7 @@ class DataModule(L.LightningDataModule):
         )
         # Our loader does begin where the training stands, though not in the way Lightning looks for.
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
-        return make_loader(dataset, batches, self.num_workers)
+        return make_loader(dataset, batches, self.num_workers, torch.cuda.is_available() and not self.on_device)
 
     def train_dataloader(self):
         return self.make_loader(self.train_set, train=True)

@@ -37,7 +37,7 @@ class InMemoryImages(Dataset):
 
     def __getitems__(self, indices):
         """The DataLoader calls this with the indices of a whole batch: one fetch instead of 64."""
-        indices = torch.as_tensor(indices)
+        indices = torch.as_tensor(indices).to(self.images.device, non_blocking=True)
         return self.images[indices], self.labels[indices]
 
 
@@ -58,6 +58,7 @@ class ImageDataModule(DataModule):
         seed: int = 1,
         data_dir: str | None = None,
         augment: bool = True,
+        on_device: bool = False,
     ) -> None:
         """Settings; the flags of the same names say what they are.
 
@@ -67,9 +68,13 @@ class ImageDataModule(DataModule):
             seed: decides the order of the training images
             data_dir: where the data lie
             augment: crop and mirror training images at random, if that makes sense for these images
+            on_device: hold all images where the network runs, in the GPU's memory: in a step nothing is loaded
         """
         super().__init__(batch_size, num_workers, seed, data_dir)
+        if on_device and num_workers:
+            sys.exit(f"num_workers {num_workers}: with on_device there is nothing to load, so it takes num_workers 0")
         self.augment = augment
+        self.on_device = on_device
 
     def load(self, train):
         """Read the training or the test images: uint8 (N, C, H, W), and the labels, int64 (N)."""
@@ -83,11 +88,14 @@ class ImageDataModule(DataModule):
 
     def setup(self, stage):
         """stage: fit, validate, test or predict. Sets train_set and val_set, or test_set; writes nothing."""
-        if stage in ("fit", "validate"):
-            tensors = once_per_node(self.load_split, self.trainer)
+        training = stage in ("fit", "validate")
+        tensors = once_per_node(self.load_split if training else lambda: self.load(train=False), self.trainer)
+        if self.on_device:
+            tensors = [tensor.to(self.trainer.strategy.root_device) for tensor in tensors]
+        if training:
             self.train_set, self.val_set = InMemoryImages(*tensors[:2]), InMemoryImages(*tensors[2:])
         else:
-            self.test_set = InMemoryImages(*once_per_node(lambda: self.load(train=False), self.trainer))
+            self.test_set = InMemoryImages(*tensors)
 
     def load_split(self):
         """Images and labels for training, then those for validation."""
