@@ -107,14 +107,14 @@ def check_container(request):
         return ERROR, f"--container {image} needs another --cluster: debug runs in this Python"
     if "://" not in image and not Path(image).exists():
         return ERROR, f"--container {image}: there is no such image"
-    for bind in job.container_binds:
-        if not Path(bind.split(":")[0]).exists():
-            return WARNING, f"--container_binds {bind}: there is no such folder here; the nodes need it"
     if not shutil.which(program):
         missing = f"--container {image} needs {program}, which is not found here"
         if job.cluster == "local" or not importlib.util.find_spec("torch"):
             return ERROR, f"{missing}: load its module first"
         return WARNING, f"{missing}: this Python checks the training and gets the data; the nodes need {program}"
+    for bind in job.container_binds:
+        if not Path(bind.split(":")[0]).exists():
+            return WARNING, f"--container_binds {bind}: there is no such folder here; the nodes need it"
     return OK, f"the training runs in {image}"
 
 
