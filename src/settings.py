@@ -25,6 +25,7 @@ class Settings:
         precision: mixed is 16 bits where that is safe, 32 elsewhere
         accelerator: gpu, cpu, or what there is
         threads: of each process on a CPU; default: the CPUs of the task less its workers
+        strategy: ddp: each process holds the whole network; fsdp: a part of it, for networks too large for one GPU
         sync_batchnorm: BatchNorm over the batch of all processes; for GPUs
         accumulate: add up the gradients of so many batches before a step
         gradient_clip: scale gradients down to this norm
@@ -52,6 +53,7 @@ class Settings:
     precision: Literal["32", "16-mixed", "bf16-mixed"] = "32"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     threads: PositiveInt | None = None
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     sync_batchnorm: bool = False
     accumulate: PositiveInt = 1
     gradient_clip: PositiveFloat | None = None

@@ -30,6 +30,7 @@ import torch  # noqa: E402
 from lightning.pytorch.callbacks import Timer  # noqa: E402
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment  # noqa: E402
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler  # noqa: E402
+from lightning.pytorch.strategies import ModelParallelStrategy  # noqa: E402
 from lightning.pytorch.utilities.model_helpers import is_overridden  # noqa: E402
 from lightning.pytorch.utilities.model_summary import ModelSummary  # noqa: E402
 from lightning.pytorch.utilities.rank_zero import rank_zero_only  # noqa: E402
@@ -42,6 +43,7 @@ from src.callbacks.tensorboard import TensorBoardPages  # noqa: E402
 from src.config import instantiate, merge, read, settings_of  # noqa: E402
 from src.datasets.images import ImageDataModule  # noqa: E402
 from src.models.classifier import Classifier  # noqa: E402
+from src.models.sharding import attach_sharding  # noqa: E402
 from src.settings import indivisible, period, seconds  # noqa: E402
 from src.utils.loggers import make_logger, shown_hparams  # noqa: E402
 from src.utils.logs import setup_logging  # noqa: E402
@@ -107,13 +109,16 @@ def train(command, config_text, run_folder, callbacks=(), test=True):
     if hasattr(model, "normalisation"):  # pretrained weights know images that were normalised in their own way
         data.mean, data.std = model.normalisation
     attach_optimizer(model, parts.optimizer, parts.lr_scheduler, config.lr_interval)
+    if settings.strategy == "fsdp" and int(os.environ["WORLD_SIZE"]) > 1:
+        attach_sharding(model)
 
     checkpoint = newest(run_folder) if command == "fit" else find(config.run, config.ckpt)
     logger = None
     if command == "fit" and not settings.fast_dev_run:
         logger = make_logger(parts.logger, run_folder, shown_hparams(config), next_logged_step(checkpoint))
     pages = []
-    images = isinstance(data, ImageDataModule) and isinstance(model, Classifier)
+    # The pages are drawn by one process: with fsdp it has not the whole network.
+    images = isinstance(data, ImageDataModule) and isinstance(model, Classifier) and settings.strategy == "ddp"
     if images and isinstance(logger, L.pytorch.loggers.TensorBoardLogger):  # the others get the numbers, no pictures
         pages = [TensorBoardPages()]
     trainer = make_trainer(settings, run_folder, logger, pages, [*parts.callbacks, *callbacks], config.trainer)
@@ -169,7 +174,7 @@ def in_words(metrics):
 
 def make_trainer(settings, run_folder, logger, pages, callbacks, more):
     world_size, local_size = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    # Lightning has torch ask NVIDIA's library for GPUs. Where there is none, every step of an optimizer searches for it.
+    # Lightning has torch ask NVIDIA's library for GPUs. Where there is none, every optimizer step searches for it.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
     gpu = settings.accelerator == "gpu" or (settings.accelerator == "auto" and torch.cuda.is_available())
     if gpu and torch.cuda.device_count() < local_size:
@@ -194,7 +199,7 @@ def make_trainer(settings, run_folder, logger, pages, callbacks, more):
         accelerator="gpu" if gpu else "cpu",
         devices=local_size,
         num_nodes=world_size // local_size,
-        strategy="ddp" if world_size > 1 else "auto",
+        strategy=make_strategy(settings, world_size),
         plugins=[TorchElasticEnvironment() if world_size > 1 else LightningEnvironment(), AtomicCheckpointIO()],
         precision=settings.precision,
         sync_batchnorm=settings.sync_batchnorm,
@@ -218,6 +223,15 @@ def make_trainer(settings, run_folder, logger, pages, callbacks, more):
         enable_progress_bar=sys.stdout.isatty() and sys.stdin.isatty(),
         **more,
     )
+
+
+def make_strategy(settings, world_size):
+    if world_size == 1:
+        return "auto"
+    if settings.strategy == "fsdp":
+        # One file, as DDP writes it: any number of processes can read it, with either strategy.
+        return ModelParallelStrategy(world_size, tensor_parallel_size=1, save_distributed_checkpoint=False)
+    return "ddp"
 
 
 def max_time(settings):

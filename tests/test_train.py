@@ -315,6 +315,28 @@ def test_the_images_are_in_memory_once_per_node(tmp_path):
     assert total["Rss"] > 4 * images
 
 
+def test_fsdp(tmp_path):
+    """Two processes hold a part of the network each. Killed and resumed as with DDP; one process alone reads it."""
+    flags = f"{FLAGS} --model.arch mlp_wide --checkpoint_every 7"
+    ddp = Training(tmp_path / "ddp", flags, processes=2).ends_well()
+    whole = Training(tmp_path / "whole", f"{flags} --strategy fsdp", processes=2).ends_well()
+    assert epoch_lines(whole) == epoch_lines(ddp)  # to the last digit shown; the sums are rounded otherwise
+    first = Training(tmp_path / "run", f"{flags} --strategy fsdp", processes=2)
+    first.until_step(14)
+    first.kill()
+    second = Training(tmp_path / "run", f"{flags} --strategy fsdp", processes=2).ends_well()
+    assert "going on from" in second.output()
+    assert weights(second) == weights(whole)
+    tested = Training(tmp_path / "test", f"--config {whole.folder}/config.yaml --run {whole.folder}", command="test")
+    assert f"test accuracy: {numbers(tested.ends_well())['test accuracy']:.4f}" in whole.output()
+    small = Training(
+        tmp_path / "small", f"{flags} --strategy fsdp --batch_size 102", processes=3
+    )  # 5,000 = 49 * 102 + 2
+    assert small.wait() == 1
+    assert "--strategy fsdp: of 5000 images 2 are in the last batch, and each of 3 processes" in small.output()
+    assert "Traceback" not in small.output()
+
+
 def session(pid):
     with contextlib.suppress(ProcessLookupError):  # it has ended
         return os.getsid(pid)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from src.datasets.batches import Batches, make_loader
 from src.utils.seeds import seed_for
@@ -47,6 +48,13 @@ class DataModule(L.LightningDataModule):
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         if len(dataset) < world_size:
             sys.exit(f"{len(dataset)} images are too few for {world_size} processes: each needs one at least")
+        rest = len(dataset) % self.batch_size
+        if not train and 0 < rest < world_size and isinstance(self.trainer.strategy, ModelParallelStrategy):
+            # Evaluation pads nothing: a process would be without images while others need its part of the network.
+            sys.exit(
+                f"--strategy fsdp: of {len(dataset)} images {rest} are in the last batch, and each of {world_size} "
+                f"processes needs one: choose another batch size than {self.batch_size}"
+            )
         progress = self.trainer.fit_loop
         batches = Batches(
             len(dataset),

@@ -9,6 +9,7 @@ import random
 
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 
 
 def seed_for(*place):
@@ -28,8 +29,10 @@ def seed_here(*place):
 
 
 def weights_checksum(model):
-    """A few letters that are the same only if all weights are, to the last bit."""
+    """A few letters that are the same only if all weights are, to the last bit. All processes call this together."""
     digest = hashlib.sha256()
     for values in model.state_dict().values():
+        if isinstance(values, DTensor):  # with FSDP a process holds a part
+            values = values.full_tensor()
         digest.update(values.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
