@@ -2,6 +2,7 @@
 
 import re
 import statistics
+import textwrap
 
 from measure import ROOT, Printed, Table
 
@@ -57,7 +58,7 @@ def heading(section, result):
         repeats = max((len(values) for row in section.rows.values() for values in row.values()), default=0)
         words.append(f"Mean ± standard deviation of {repeats} rounds{section.seeds}." if repeats > 1 else "One round.")
     words.append(f"Load average of the machine at the start: {result['load'][0]:.2f}.")
-    return " ".join(words)
+    return textwrap.fill(" ".join(words), 120)
 
 
 def changes(section, name, last):
