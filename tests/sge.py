@@ -32,10 +32,10 @@ echo sge1 > /var/lib/gridengine/default/common/act_qmaster
 sge_qmaster
 until qconf -sh > /dev/null 2>&1; do sleep 0.1; done
 
-qconf -sconf | sed 's/^min_uid .*/min_uid 0/; s/^min_gid .*/min_gid 0/; s/^reschedule_unknown .*/reschedule_unknown 0/' > global
+qconf -sconf | sed 's/^min_uid .*/min_uid 0/; s/^min_gid .*/min_gid 0/' > global
 qconf -Mconf global
 qconf -as sge1
-qconf -ssconf | sed 's/^schedule_interval .*/schedule_interval 0:0:1/; s/^flush_submit_sec .*/flush_submit_sec 1/' > scheduler
+qconf -ssconf | sed 's/^schedule_interval .*/schedule_interval 0:0:1/' > scheduler
 qconf -Msconf scheduler
 for name in mpi smp; do
     printf '%s\n' "pe_name $name" 'slots 999' 'user_lists NONE' 'xuser_lists NONE' 'start_proc_args NONE' \
