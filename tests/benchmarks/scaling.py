@@ -190,8 +190,8 @@ def project(args):
     network = Network(args.latency / 1e6, args.bandwidth * 1e9)
     print(
         f"\n{args.network}, {args.batch_size} images of {args.pixels} x {args.pixels} a GPU: {1000 * step:.0f} ms a "
-        f"step ({'measured' if args.step_ms else f'guessed: {args.tflops:g} TFLOP/s'}), {size / 1e6:.0f} MB of gradients. "
-        f"Stated, not measured: {args.bandwidth:g} GB/s and {args.latency:g} us from GPU to GPU\n"
+        f"step ({'measured' if args.step_ms else f'guessed: {args.tflops:g} TFLOP/s'}), {size / 1e6:.0f} MB of "
+        f"gradients. Stated, not measured: {args.bandwidth:g} GB/s and {args.latency:g} us from GPU to GPU\n"
     )
     print(f"{'GPUs':>5} {'ring':>9} {'tree':>9} {'exposed':>9} {'weak':>6} {'strong':>7}")
     for gpus in GPUS:
