@@ -49,7 +49,10 @@ def measure(name, args):
     print(f"== {name}\n", flush=True)
     if result["load"][0] > BUSY:
         print(f"WARNING: the load average is {result['load'][0]:.2f}: something else runs here\n", flush=True)
-    sections, targets = importlib.import_module(TABLES[name]).measure(args.smallest)
+    table = importlib.import_module(TABLES[name])
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # Lightning sets it when it is imported
+    warnings.simplefilter("ignore")
+    sections, targets = table.measure(args.smallest)
     result["load"].append(os.getloadavg()[0])
     path = args.results / f"{name}.json"
     last = json.loads(path.read_text()) if path.exists() else None
@@ -85,8 +88,6 @@ def main():
         parser.error("--smallest measures nothing that could be written: leave out one of them")
     if not args.smallest:  # the tests have a `python` of their own, which starts sooner
         os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
     for name in args.tables or TABLES:
         measure(name, args)
 

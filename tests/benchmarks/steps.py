@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from measure import ROOT, Table, Target, rounds, run
 
 from src import train as last_stage
-from src.callbacks.checkpoints import Checkpoints
+from src.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from src.callbacks.exact_resume import ExactResume
 from src.callbacks.finite_loss import FiniteLoss
 from src.callbacks.stop_when_asked import StopWhenAsked
@@ -118,19 +118,19 @@ def bare(network, shape, batch_size, steps, sums=False, data=False):
     return batches.microseconds()
 
 
-def quiet_trainer(callbacks=(), **more):
+def quiet_trainer(callbacks=()):
     """Lightning's Trainer with nothing that is not asked for."""
     return L.Trainer(
         accelerator="cpu",
         max_epochs=1,
         limit_val_batches=0,
         callbacks=list(callbacks),
+        plugins=[AtomicCheckpointIO()],  # Checkpoints asks it whether it could write
         logger=False,
         use_distributed_sampler=False,
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,
-        **more,
     )
 
 
