@@ -188,11 +188,8 @@ def test_what_is_wrong_is_one_sentence(root):
         ("--directives '[-l rt_F=2]' --cluster local", ["--directives are for --cluster pbs and sge"]),
     ]:
         assert_one_sentence(root.shell(f"python run.py {flags}"), *words)
-    no_qsub = {"PATH": f"{Path(sys.executable).parent}:/bin"} if not shutil.which("qsub") else {"PATH": "/nowhere"}
-    python = sys.executable
-    done = subprocess.run(
-        [python, "run.py", "--cluster", "pbs"], cwd=root.folder, env=no_qsub, capture_output=True, text=True
-    )
+    command = [sys.executable, "run.py", "--cluster", "pbs"]
+    done = subprocess.run(command, cwd=root.folder, env={"PATH": "/nowhere"}, capture_output=True, text=True)
     assert_one_sentence(done, "--cluster pbs needs qsub, which is not found here")
 
 
@@ -209,9 +206,9 @@ def sources(file):
 
 def test_both_images_hold_the_code_and_nothing_else():
     for file in ("Dockerfile", "apptainer.def"):
-        assert set(sources(file)) == {"requirements.txt", "run.py", "src"}
+        assert set(sources(file)) == {"requirements.txt", "run.py", "src", "data/get_data.py"}
     allowed = [line[1:] for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line.startswith("!")]
-    assert set(allowed) == {"requirements.txt", "run.py", "src"}
+    assert set(allowed) == {"requirements.txt", "run.py", "src", "data/get_data.py"}
     bases = {
         re.search(r"(?:FROM|From:) (\S+)", (REPOSITORY / file).read_text())[1]
         for file in ("Dockerfile", "apptainer.def")
