@@ -3,7 +3,9 @@
 import contextlib
 import logging
 import os
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import lightning as L
@@ -14,6 +16,25 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from src.settings import period, smaller_is_better
 
 log = logging.getLogger(__name__)
+
+# A checkpoint is a zip archive. Its last 22 bytes begin so, and end with the length of a comment (2) that follows.
+SIGNATURE, END = b"PK\5\6", 22
+COMMENT = 8  # bytes: the checksum of the archive without a comment
+
+
+class Summed:
+    """A file that is written, with the checksum (CRC-32) of all that was."""
+
+    def __init__(self, file):
+        self.file = file
+        self.checksum = 0
+
+    def write(self, data):
+        self.checksum = zlib.crc32(data, self.checksum)
+        return self.file.write(data)
+
+    def flush(self):
+        self.file.flush()
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -29,7 +50,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(partial, "wb") as file:
-                torch.save(checkpoint, file)
+                summed = Summed(file)
+                torch.save(checkpoint, summed)
+                file.seek(-2, os.SEEK_END)
+                file.write(struct.pack("<H", COMMENT) + b"%08x" % summed.checksum)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
@@ -137,12 +161,26 @@ def by_age(folder):
 
 
 def is_complete(path):
-    """Whether a checkpoint can be read as it was written. It is a zip archive, with checksums of all that is in it."""
+    """Whether a checkpoint can be read as it was written."""
     try:
+        with open(path, "rb") as file:
+            left = file.seek(-END - COMMENT, os.SEEK_END) + END - 2
+            end = file.read()
+            if end.startswith(SIGNATURE) and end[END - 2 :].startswith(struct.pack("<H", COMMENT)):
+                file.seek(0)
+                checksum = 0
+                while left:
+                    part = file.read(min(left, 2**20))
+                    checksum = zlib.crc32(part, checksum)
+                    left -= len(part)
+                return end[END:] == b"%08x" % zlib.crc32(bytes(2), checksum)
+        # Not written here, or damaged. The parts of the archive have checksums of their own, what is between has none.
+        if not end[COMMENT:].startswith(SIGNATURE):
+            return False
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:
                 return False
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # the archive's own parts have no checksum
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return True
     except Exception:  # a wrong byte may stand for another compression, a password, ...: each has an error of its own
         return False
