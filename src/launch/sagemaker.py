@@ -50,7 +50,7 @@ def torchrun_of(resources, gpus):
         f"--nnodes={len(hosts)}",
         f"--node_rank={hosts.index(resources.get('current_host', hosts[0]))}",
         f"--nproc_per_node={max(1, gpus)}",
-        f"--master_addr={hosts[0]}",
+        f"--master_addr={hosts[0] if len(hosts) > 1 else '127.0.0.1'}",
         f"--master_port={port_of(os.environ.get('TRAINING_JOB_NAME', ''))}",
     ]
 
