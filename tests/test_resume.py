@@ -63,9 +63,11 @@ class Counted(DataModule):
 class Noting(Classifier):
     """Takes its time, and notes what it is given: a line for each batch, in a file for each process."""
 
-    def __init__(self, *args, notes: str, pause: float = 0.01, nan_at: int = 0, **kwargs) -> None:
+    def __init__(
+        self, *args, notes: str, pause: float = 0.01, nan_at: int = 0, nan_from_rank: int = 0, **kwargs
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.notes, self.pause, self.nan_at = notes, pause, nan_at
+        self.notes, self.pause, self.nan_at, self.nan_from_rank = notes, pause, nan_at, nan_from_rank
 
     def note(self, *words):
         with open(f"{self.notes}.notes.{self.trainer.global_rank}", "a") as file:
@@ -76,7 +78,8 @@ class Noting(Classifier):
         self.note("train", self.current_epoch, batch_idx, *(images[:, 0, 0, 0] * 256).int().tolist())
         time.sleep(self.pause)
         loss = super().training_step(batch)
-        return loss * float("nan") if self.trainer.global_step + 1 == self.nan_at else loss
+        wrong = self.trainer.global_step + 1 == self.nan_at and self.trainer.global_rank >= self.nan_from_rank
+        return loss * float("nan") if wrong else loss
 
     def validation_step(self, batch, batch_idx):
         self.note("sanity" if self.trainer.sanity_checking else "validate", self.trainer.global_step, batch_idx)
@@ -436,8 +439,11 @@ def test_a_learning_rate_that_is_far_too_large(tmp_path):
     assert "is not finite" in run.output()
 
 
-def test_a_loss_that_is_not_finite_in_two_processes(mine):
-    run = mine("run", "--model.nan_at 5 --checkpoint_every 2", launcher=torchrun())
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_loss_that_is_not_finite_in_two_processes(mine, rank):
+    """In both, or in the second one only."""
+    flags = f"--model.nan_at 5 --model.nan_from_rank {rank} --checkpoint_every 2"
+    run = mine("run", flags, launcher=torchrun())
     assert run.wait(60) == 1
     assert "the loss of step 5 is not finite" in run.output()
     assert "src/train.py" not in "".join(re.findall(r"Traceback[\s\S]*?\n\S", run.output()))  # torchrun's own is there
