@@ -41,7 +41,7 @@ HERE = "--cluster debug --threads 1 --limit_val_batches 4 --max_epochs 2 --limit
 QUICK = f"{HERE} 12"
 QUICKER = f"{HERE} 4 --logger csv"  # without pages for TensorBoard
 
-# A training that kills itself once, at that step of this trial, as `kill -9` does; and one that is slow.
+# A training that is sent a signal once, at that step of this trial (-1: at its end); and one that is slow.
 CALLBACKS = """
 import os
 import signal
@@ -52,8 +52,8 @@ import lightning as L
 
 
 class KillOnce(L.Callback):
-    def __init__(self, trial: int, step: int):
-        self.trial, self.step = str(trial), step
+    def __init__(self, trial: int, step: int, number: int = signal.SIGKILL):
+        self.trial, self.step, self.number = str(trial), step, number
 
     def on_train_batch_end(self, trainer, *args):
         if trainer.global_step == self.step:
@@ -67,7 +67,7 @@ class KillOnce(L.Callback):
         folder = Path(trainer.log_dir)
         if folder.name == self.trial and not (folder / "killed").exists():
             (folder / "killed").touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.number)
 
 
 class Slow(L.Callback):
@@ -222,9 +222,11 @@ def test_tensorboard_shows_a_row_for_each_trial(root, study):
 
 
 def test_killed_study_goes_on(root, study):
-    """Killed in the middle of trial 1, and in trial 2: resumed, it is the study that nobody has disturbed."""
+    """`kill -9` in the middle of trial 1, Ctrl-C in trial 2: resumed, it is the study that nobody has disturbed."""
     kill = "--callbacks+=src.callbacks.for_tests.KillOnce --callbacks.trial 1 --callbacks.step 17 --checkpoint_every 5"
-    done = root.shell(f"python run.py search --name killed --trials 3 {SPACE} {QUICK} {kill}")
+    ctrl_c = f"--callbacks.trial 2 --callbacks.step 3 --callbacks.number {signal.SIGINT:d}"
+    flags = f"{kill} --callbacks+=src.callbacks.for_tests.KillOnce {ctrl_c}"
+    done = root.shell(f"python run.py search --name killed --trials 3 {SPACE} {QUICK} {flags}")
     assert done.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL), done.stderr
     folder = root.folder / "logs/killed"
     shown = root.shell("python run.py search killed").stdout
@@ -236,10 +238,15 @@ def test_killed_study_goes_on(root, study):
     with open(folder / "journal.log", "a") as file:
         file.write('{"op_code":6,"worker_id":"12')
     again = root.shell("python run.py resume killed")
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert re.findall(r"INFO    rank 0 search: trial (\d): ", again.stdout) == ["1", "2"]  # 0 is not begun again
-    assert re.findall(r"going on from \S+killed/(\d)/checkpoints/step=00000015", again.stdout) == ["1"]
-    assert weights(done.stdout + again.stdout) == weights(study[0])
+    assert again.returncode == 128 + signal.SIGINT, again.stdout + again.stderr
+    assert "stopped at step 3. Go on with: python run.py resume killed\n" in again.stdout
+    last = root.shell("python run.py resume killed")
+    assert last.returncode == 0, last.stdout + last.stderr
+    output = done.stdout + again.stdout + last.stdout
+    assert re.findall(r"rank 0 search: trial (\d): ", output) == ["0", "1", "1", "2", "2"]
+    went_on = re.findall(r"going on from \S+killed/(\d)/checkpoints/step=(\d+)", output)
+    assert went_on == [("1", "00000015"), ("2", "00000003")]
+    assert weights(output) == weights(study[0])
     values = [[row[key] for key in ("val/accuracy", "optimizer.lr", "batch_size")] for row in rows_of(folder)]
     assert values == [[row[key] for key in ("val/accuracy", "optimizer.lr", "batch_size")] for row in rows_of(study[1])]
     assert [trained_steps(folder / str(n)) for n in range(3)] == [trained_steps(study[1] / str(n)) for n in range(3)]
@@ -425,7 +432,7 @@ def test_search_on_a_cluster_where_jobs_are_killed_and_a_node_crashes(tmp_path, 
     assert "12 trials: 1 broken off, 11 complete" in shown
 
     done = cluster.run(RESUME, root.folder, timeout=300, check=True)
-    assert "1 jobs, 1 at the same time" in done.stdout
+    assert "1 job, 1 at the same time" in done.stdout
     again = max(int(path.name.split("_")[0]) for path in study.glob("*_submission.sh"))
     assert "12 trials" in cluster.run(RESUME, root.folder, check=True).stdout  # it runs: there is nothing to start
     assert cluster.wait(again, 300) == "COMPLETED"

@@ -110,6 +110,7 @@ def draw(path, trials, space, settings):
             axes.set_xscale("log")
     for axes in [history, *others]:
         axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
     new = path.with_suffix(f".{os.getpid()}.png")
     figure.savefig(new)
     new.replace(path)
