@@ -27,7 +27,6 @@ export_ranks()  # before Lightning is imported: it asks for the rank at once
 
 import lightning as L  # noqa: E402
 import torch  # noqa: E402
-from lightning.pytorch.callbacks import Timer  # noqa: E402
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment  # noqa: E402
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler  # noqa: E402
 from lightning.pytorch.strategies import ModelParallelStrategy  # noqa: E402
@@ -40,6 +39,7 @@ from src.callbacks.exact_resume import ExactResume, next_logged_step  # noqa: E4
 from src.callbacks.finite_loss import FiniteLoss  # noqa: E402
 from src.callbacks.stop_when_asked import StopWhenAsked  # noqa: E402
 from src.callbacks.tensorboard import TensorBoardPages  # noqa: E402
+from src.callbacks.time_limit import TimeLimit  # noqa: E402
 from src.config import instantiate, merge, read, settings_of  # noqa: E402
 from src.datasets.images import ImageDataModule  # noqa: E402
 from src.models.classifier import Classifier  # noqa: E402
@@ -151,7 +151,7 @@ def fit(trainer, model, data, checkpoint, settings, run_folder, test):
         sys.exit(f"the end of the training could not be written to {run_folder}. {again}")
     test = test and is_overridden("test_step", model)
     [metrics] = trainer.test(model, data, verbose=False) if test else [{}]
-    timer = next(callback for callback in trainer.callbacks if isinstance(callback, Timer))
+    timer = next(callback for callback in trainer.callbacks if isinstance(callback, TimeLimit))
     seconds_per_epoch = timer.time_elapsed("train") / max(1, trainer.current_epoch)
     log_once("    ".join([*in_words(metrics), f"seconds per epoch: {seconds_per_epoch:.2f}"]))
     log.info(f"the weights are {weights_checksum(model)}")  # from every process: they have to be the same in all
@@ -214,7 +214,7 @@ def make_trainer(settings, run_folder, logger, pages, callbacks, more):
         **limits,
         logger=logger or False,
         # The last counts what the others take.
-        callbacks=[*own, *callbacks, Timer(max_time(settings))],
+        callbacks=[*own, *callbacks, TimeLimit(max_time(settings))],
         profiler=profiler,
         enable_checkpointing=False,  # src/callbacks/checkpoints.py does it
         enable_model_summary=False,  # it is in the log already

@@ -499,6 +499,24 @@ def test_a_limit_of_time(mine):
     assert steps(run.folder)[-1] == done < 21_000
 
 
+def test_a_limit_of_time_falls_between_two_steps(mine):
+    """Five batches make a step, and an epoch has 21: four steps of five, and one of one."""
+    flags = "--max_epochs 6 --accumulate 5 --model.pause 0.05"
+    whole = mine("whole", flags)
+    first = mine("run", f"{flags} --max_time 00:00:03").ends_well()
+    batches = len([line for line in mine.notes("run") if line[0] == "train"])
+    assert batches % 21 % 5 == 0
+    assert 0 < batches < 6 * 21
+    second = mine("run", f"{flags} --max_time 00:10:00").ends_well()
+    whole.ends_well()
+    assert weights(second) == weights(whole)
+    assert [line for line in mine.notes("run") if line[0] == "train"] == [
+        line for line in mine.notes("whole") if line[0] == "train"
+    ]
+    assert epoch_lines(second).items() <= epoch_lines(whole).items()
+    assert len(epoch_lines(first)) < 6
+
+
 EVERY = 5  # steps between two checkpoints of the campaign
 KILLS = {(1, 0): 13, (1, 2): 13, (2, 0): 12, (2, 2): 12}  # (processes, workers of each)
 
