@@ -52,7 +52,7 @@ import lightning as L
 
 
 class KillOnce(L.Callback):
-    def __init__(self, trial: int, step: int, number: int = signal.SIGKILL):
+    def __init__(self, trial: int, step: int, number: int = 9):
         self.trial, self.step, self.number = str(trial), step, number
 
     def on_train_batch_end(self, trainer, *args):

@@ -143,7 +143,8 @@ def submit(folder, job, numbers, at_once):
 
 def print_next(folder, trials, at_once):
     """What to type next."""
-    print(f"study {folder.name}    {os.path.relpath(folder)}    {trials} job{'s' * (trials > 1)}, {at_once} at the same time")
+    jobs = f"{trials} job{'s' * (trials > 1)}, {at_once} at the same time"
+    print(f"study {folder.name}    {os.path.relpath(folder)}    {jobs}")
     known = folder.parent == log_path()
     print(f"see all jobs        python run.py list{'' if known else f' --log_path {os.path.relpath(folder.parent)}'}")
     print(f"what it has found   python run.py search {typed(folder)}")
