@@ -120,12 +120,9 @@ def table(*seconds):
 
 
 def test_a_table_as_markdown():
-    assert (
-        report.heading(table(2.0, 4.0), RESULT).split()
-        == (
-            "A caption. Measured on 2026-11-21 18:00 with this machine. Mean ± standard deviation of 2 rounds, "
-            "seeds 1 to 3. Load average of the machine at the start: 0.10."
-        ).split()
+    assert " ".join(report.heading(table(2.0, 4.0), RESULT).split()) == (
+        "A caption. Measured on 2026-11-21 18:00 with this machine. Mean ± standard deviation of 2 rounds, "
+        "seeds 1 to 3. Load average: 0.10 at the start, later at most 0.20."
     )
     assert report.markdown(table(2.0, 4.0)).splitlines() == [
         "|     |  seconds |   accuracy |",
@@ -162,7 +159,7 @@ def test_only_what_stands_between_the_marks_is_written(tmp_path, monkeypatch):
     readme = tmp_path / "README.md"
     readme.write_text(before)
     assert report.write_into_readmes("lesson", Printed("new"), RESULT) == ["README.md"]
-    when = "Measured on 2026-11-21 18:00 with this machine. Load average of the machine at the start: 0.10."
+    when = "Measured on 2026-11-21 18:00 with this machine. Load average: 0.10 at the start, later at most 0.20."
     assert readme.read_text() == before.replace("old", f"{when}\n\n```\nnew\n```")
     assert report.write_into_readmes("lesson", Printed("new"), RESULT) == []
 

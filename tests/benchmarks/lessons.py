@@ -102,7 +102,9 @@ def measure(smallest):
             ratios[turn] /= seconds_of[turn, str(LESSONS[name][3])]
     late = [name for name in lessons if int(name[0]) >= 3]
     targets = [
-        Target(f"lesson {name}: data in a step, percent", table.mean(name, "data in percent"), 10 if "3" in name else 5)
+        Target(
+            f"lesson {name}: data in a step, percent", table.mean(name, "data in percent"), 10 if name[0] == "3" else 5
+        )
         for name in late
     ]
     sections = {"lesson": table}

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ["torch", "torchvision", "lightning", "torchmetrics"]
+loads = []  # the load average before each measurement
 MARK = "BENCHMARK_PROCESS"  # in the environment of whatever a command starts, also of what outlives it
 
 
@@ -80,7 +81,9 @@ def rounds(cases, count, seed=0):
     """
     chance = random.Random(seed)
     order = [(number, case) for number in range(count) for case in chance.sample(list(cases), len(cases))]
-    yield from tqdm(order, leave=False, disable=None)
+    for number, case in tqdm(order, leave=False, disable=None):  # None: only on a terminal
+        loads.append(os.getloadavg()[0])
+        yield number, case
 
 
 @dataclass

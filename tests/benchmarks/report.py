@@ -57,7 +57,8 @@ def heading(section, result):
         words.insert(0, section.caption)
         repeats = max((len(values) for row in section.rows.values() for values in row.values()), default=0)
         words.append(f"Mean ± standard deviation of {repeats} rounds{section.seeds}." if repeats > 1 else "One round.")
-    words.append(f"Load average of the machine at the start: {result['load'][0]:.2f}.")
+    start, *others = result["load"]
+    words.append(f"Load average: {start:.2f} at the start" + (f", later at most {max(others):.2f}." if others else "."))
     return textwrap.fill(" ".join(words), 120)
 
 

@@ -10,6 +10,7 @@ step      where each microsecond of a step goes, from a bare loop to the last st
 data      the data alone, on one core
 launch    from the command to the first step
 scaling   1, 2 and 4 processes
+cifar     ResNet-18 on CIFAR-10, with a GPU; only when it is named
 
 What is compared is measured in turns, in random order. Each table's numbers are kept in tests/benchmarks/results/.
 """
@@ -31,9 +32,10 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE.parent), str(HERE)]  # src/, lesson.py and cluster.py, measure.py
 
 import report  # noqa: E402
-from measure import machine  # noqa: E402
+from measure import loads, machine  # noqa: E402
 
-TABLES = {"lesson": "lessons", "step": "steps", "data": "data_path", "launch": "launching", "scaling": "processes"}
+TABLES = {"lesson": "lessons", "step": "steps", "data": "data_path", "launch": "launching", "scaling": "processes",
+          "cifar": "cifar"}  # fmt: skip
 BUSY = 0.5  # of the load average
 
 
@@ -45,15 +47,15 @@ def commit():
 def measure(name, args):
     """Measure one table, print it, keep it."""
     result = {"date": f"{datetime.now():%Y-%m-%d %H:%M}", "machine": machine(), "commit": commit()}
-    result["load"] = [os.getloadavg()[0]]
+    loads[:] = [os.getloadavg()[0]]
     print(f"== {name}\n", flush=True)
-    if result["load"][0] > BUSY:
-        print(f"WARNING: the load average is {result['load'][0]:.2f}: something else runs here\n", flush=True)
+    if loads[0] > BUSY:
+        print(f"WARNING: the load average is {loads[0]:.2f}: something else runs here\n", flush=True)
     table = importlib.import_module(TABLES[name])
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # Lightning sets it when it is imported
     warnings.simplefilter("ignore")
     sections, targets = table.measure(args.smallest)
-    result["load"].append(os.getloadavg()[0])
+    result["load"] = list(loads)
     path = args.results / f"{name}.json"
     last = json.loads(path.read_text()) if path.exists() else None
     for key, section in sections.items():
@@ -88,7 +90,7 @@ def main():
         parser.error("--smallest measures nothing that could be written: leave out one of them")
     if not args.smallest:  # the tests have a `python` of their own, which starts sooner
         os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    for name in args.tables or TABLES:
+    for name in args.tables or [name for name in TABLES if name != "cifar"]:
         measure(name, args)
 
 
