@@ -37,8 +37,8 @@ GRID = "python run.py search --name dropout --sampler grid --search.model.dropou
 HELP = "python run.py search --help"
 DRY_RUN = f"{GRID} --dry_run"
 
-HERE = "--cluster debug --threads 1 --limit_val_batches 4 --max_epochs 2 --limit_train_batches"
-QUICK = f"{HERE} 12"
+HERE = "--cluster debug --threads 1 --limit_val_batches 1 --max_epochs 2 --limit_train_batches"
+QUICK = f"{HERE} 8"
 QUICKER = f"{HERE} 4 --logger csv"  # without pages for TensorBoard
 
 # A training that is sent a signal once, at that step of this trial (-1: at its end); and one that is slow.
@@ -223,7 +223,7 @@ def test_tensorboard_shows_a_row_for_each_trial(root, study):
 
 def test_killed_study_goes_on(root, study):
     """`kill -9` in the middle of trial 1, Ctrl-C in trial 2: resumed, it is the study that nobody has disturbed."""
-    kill = "--callbacks+=src.callbacks.for_tests.KillOnce --callbacks.trial 1 --callbacks.step 17 --checkpoint_every 5"
+    kill = "--callbacks+=src.callbacks.for_tests.KillOnce --callbacks.trial 1 --callbacks.step 13 --checkpoint_every 5"
     ctrl_c = f"--callbacks.trial 2 --callbacks.step 3 --callbacks.number {signal.SIGINT:d}"
     flags = f"{kill} --callbacks+=src.callbacks.for_tests.KillOnce {ctrl_c}"
     done = root.shell(f"python run.py search --name killed --trials 3 {SPACE} {QUICK} {flags}")
@@ -245,7 +245,7 @@ def test_killed_study_goes_on(root, study):
     output = done.stdout + again.stdout + last.stdout
     assert re.findall(r"rank 0 search: trial (\d): ", output) == ["0", "1", "1", "2", "2"]
     went_on = re.findall(r"going on from \S+killed/(\d)/checkpoints/step=(\d+)", output)
-    assert went_on == [("1", "00000015"), ("2", "00000003")]
+    assert went_on == [("1", "00000010"), ("2", "00000003")]
     assert weights(output) == weights(study[0])
     values = [[row[key] for key in ("val/accuracy", "optimizer.lr", "batch_size")] for row in rows_of(folder)]
     assert values == [[row[key] for key in ("val/accuracy", "optimizer.lr", "batch_size")] for row in rows_of(study[1])]
