@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from collections import Counter
 
@@ -64,6 +65,10 @@ def test_the_commands_of_the_readme():
         "python tests/benchmarks/run.py launch scaling",
         "python tests/benchmarks/run.py --write",
         "python tests/benchmarks/waits.py",
+        "python tests/benchmarks/scaling.py",
+        "python tests/benchmarks/scaling.py --project",
+        "torchrun --nproc_per_node 2 tests/benchmarks/callbacks.py",
+        "python tests/benchmarks/run.py cifar",
     ]
 
 
@@ -79,10 +84,11 @@ COLUMNS = {
     "launch-submit": ["typed to prompt", "prompt to running", "running to epoch line"],
     "scaling": ["images a second", "times one process", "step, ms", "computing, ms", "communication, ms", "data, ms",
                 "the rest, ms"],
+    "cifar": ["whole command", "training", "accuracy"],
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("command", ["lesson", "step data", "launch scaling"])
+@pytest.mark.parametrize("command", ["lesson", "step data", "launch scaling", "cifar"])
 def test_each_table_in_its_smallest_setting(command, tmp_path):
     done = Here().run(f"python tests/benchmarks/run.py {command}", f"--smallest --results {tmp_path}")
     assert done.returncode == 0, done.stderr
@@ -100,6 +106,41 @@ def test_each_table_in_its_smallest_setting(command, tmp_path):
             assert set().union(*table["rows"].values()) == set(COLUMNS[section])
             assert re.search(rf"^\| +\| +{' +[|] +'.join(COLUMNS[section])} +\|$", done.stdout, re.MULTILINE)
         assert f"with {result['machine']}" in " ".join(done.stdout.split())
+
+
+def test_all_reduce_and_what_follows_from_it(tmp_path):
+    """The model's own numbers: what hides behind the backward pass costs nothing, what does not costs itself."""
+    from scaling import Network, efficiency, exposed
+
+    network = Network(latency=1e-5, bandwidth=1e9)
+    assert network.all_reduce(1, 1e8) == 0
+    assert network.ring(2, 1e8) == pytest.approx(2 * (1e-5 + 0.05))
+    assert network.tree(8, 1e8) == pytest.approx(6e-5 + 0.2)
+    assert exposed(network, 8, 1e8, step=10.0) == network.all_reduce(8, 25e6)  # the last bucket
+    assert exposed(network, 8, 1e8, step=0.0) == network.all_reduce(8, 1e8)
+    assert efficiency(network, 1, 1e8, 1.0) == 1
+    falling = [efficiency(network, 2**power, 1e8, 0.1) for power in range(11)]
+    assert falling == sorted(falling, reverse=True)
+
+    shutil.copy(REPOSITORY / "tests/benchmarks/results/scaling.json", tmp_path)
+    missing = Here().run("python tests/benchmarks/scaling.py --project", f"--results {tmp_path}")
+    assert_one_sentence(missing, "all_reduce.json is missing", "python tests/benchmarks/scaling.py")
+    done = Here().run("python tests/benchmarks/scaling.py", f"--results {tmp_path}")
+    assert re.fullmatch(r"(\d processes: \d+ us a message, [\d.]+ GB/s\n){2}", done.stdout), done.stderr
+    out = f"--results {tmp_path} --out {tmp_path}/scaling.png"
+    done = Here().run("python tests/benchmarks/scaling.py --project", out)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^ 1024 +[\d.]+ ms", done.stdout, re.MULTILINE)
+    for advice in ("Grow the batch", "Accumulate", "The limit", "DDP stops paying", "FSDP"):
+        assert re.search(rf"^{advice}: ", done.stdout, re.MULTILINE)
+    assert (tmp_path / "scaling.png").stat().st_size > 10_000
+
+
+def test_the_callbacks(tmp_path):
+    done = Here().run("torchrun --nproc_per_node 2 tests/benchmarks/callbacks.py", "--steps 3 --batch_size 8")
+    assert done.returncode == 0, done.stderr
+    for kind in ("none", "listening", "seeding", "finite loss", "checkpoints", "all"):
+        assert re.search(rf"^{kind} +[\d.]+ +[\d.]+ +[\d.]+ to [\d.]+$", done.stdout, re.MULTILINE)
 
 
 def test_a_table_that_is_not_there():

@@ -28,7 +28,7 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-ALL_REDUCE, STEPS = HERE / "results/all_reduce.json", HERE / "results/scaling.json"
+ALL_REDUCE, STEPS = "all_reduce.json", "scaling.json"  # what is measured here, and by run.py
 SIZES = [4 * 4**power for power in range(12)]  # bytes: 4 to 16 MB
 BUCKET = 25e6  # bytes, DDP's
 BACKWARD = 2 / 3  # of a step
@@ -110,9 +110,9 @@ def fit(measured, processes):
     return Network(latency, 1 / per_byte)
 
 
-def measured_steps():
+def measured_steps(path):
     """Weak scaling as run.py measured it: [(network, processes, seconds of one process's step, communication)]."""
-    rows = json.loads(STEPS.read_text())["sections"]["scaling"]["rows"]
+    rows = json.loads(path.read_text())["sections"]["scaling"]["rows"]
     found = []
     for name, columns in rows.items():
         network, _, kind, processes = name.split(", ")
@@ -158,28 +158,32 @@ def main():
     parser.add_argument(
         "--largest_batch", type=int, default=8192, help="of all GPUs, above which the result gets worse"
     )
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="where measured numbers are kept")
     parser.add_argument("--out", type=Path, default=ROOT / ".img/scaling.png", help="where the picture goes")
     args = parser.parse_args()
     if not args.project:
         measured = measure()
-        ALL_REDUCE.write_text(f"{json.dumps({'cores': os.cpu_count(), 'seconds': measured}, indent=1)}\n")
+        args.results.mkdir(parents=True, exist_ok=True)
+        (args.results / ALL_REDUCE).write_text(
+            f"{json.dumps({'cores': os.cpu_count(), 'seconds': measured}, indent=1)}\n"
+        )
         for processes, seconds in measured.items():
             here = fit(seconds, processes)
             print(f"{processes} processes: {1e6 * here.latency:.0f} us a message, {here.bandwidth / 1e9:.2f} GB/s")
         return
-    for path, command in ((ALL_REDUCE, "tests/benchmarks/scaling.py"), (STEPS, "tests/benchmarks/run.py scaling")):
-        if not path.exists():
-            parser.exit(1, f"{path.name} is missing: measure first, with   python {command}\n")
+    for name, command in ((ALL_REDUCE, "tests/benchmarks/scaling.py"), (STEPS, "tests/benchmarks/run.py scaling")):
+        if not (args.results / name).exists():
+            parser.exit(1, f"{name} is missing: measure first, with   python {command}\n")
     project(args)
 
 
 def project(args):
-    all_reduce = json.loads(ALL_REDUCE.read_text())["seconds"]
+    all_reduce = json.loads((args.results / ALL_REDUCE).read_text())["seconds"]
     here = {int(processes): fit(seconds, int(processes)) for processes, seconds in all_reduce.items()}
     print("Here, all processes on the same cores: what the model says of a step, and what was measured\n")
     print(f"{'':20} {'processes':>9} {'compute':>9} {'exchange, model':>16} {'measured':>9}")
     points = []
-    for name, count, computing, measured in measured_steps():
+    for name, count, computing, measured in measured_steps(args.results / STEPS):
         arch, shape = name.split()[0], (1, 28, 28) if name.startswith("mlp") else (3, 32, 32)
         model = exposed(here[count], count, gradient_bytes(arch, shape), computing, overlap=False)
         points.append((name, count, computing / (computing + model), computing / (computing + measured)))
