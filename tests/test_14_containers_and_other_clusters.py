@@ -358,7 +358,9 @@ def test_on_a_real_grid_engine(root, tmp_path, alone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["torchrun --nproc_per_node 2", "mpirun -n 2 python", "mpirun.mpich -n 2 python"])
+@pytest.mark.parametrize(
+    "launcher", ["torchrun --nproc_per_node 2 --", "mpirun -n 2 python", "mpirun.mpich -n 2 python"]
+)
 def test_torchrun_open_mpi_and_mpich(tmp_path, alone, launcher, monkeypatch):
     for name, value in MPI.items():
         monkeypatch.setenv(name, value)
@@ -396,6 +398,7 @@ HYPER = {  # as SageMaker's Python package writes them, and plain
     "checkpoint_every": '"7"',
     "model.dropout": "0.2",
     "threads": "1",
+    "monitor": "val/loss",  # torchrun has flags that begin so
     "sagemaker_program": '"train.py"',
     "model": '"Classifier"',
 }
@@ -405,7 +408,7 @@ def test_hyperparameters_are_flags_and_hosts_are_nodes(monkeypatch):
     monkeypatch.setenv("TRAINING_JOB_NAME", "mine")
     with modules_of(REPOSITORY):
         from src.launch.sagemaker import flags_of, torchrun_of
-    assert flags_of(HYPER)[-4:] == ["--checkpoint_every=7", "--model.dropout=0.2", "--threads=1", "--model=Classifier"]
+    assert flags_of(HYPER)[-4:] == ["--model.dropout=0.2", "--threads=1", "--monitor=val/loss", "--model=Classifier"]
     assert not any("sagemaker" in flag for flag in flags_of(HYPER))
     assert flags_of({"callbacks": '[{"class_path": "a.B"}]'}) == ['--callbacks=[{"class_path": "a.B"}]']
     second = torchrun_of({"hosts": ["algo-1", "algo-2"], "current_host": "algo-2"}, gpus=8)
@@ -446,7 +449,7 @@ def test_the_readmes_way_to_sagemaker(root):
     for command in SAGEMAKER[:2]:
         assert root.run(command).returncode == 0
     done = root.run(SAGEMAKER[2])
-    assert done.returncode == 0 and "epoch: 02/02" in done.stderr, done.stderr
+    assert done.returncode == 0 and "epoch: 02/02" in done.stdout, done.stdout + done.stderr
     assert {path.name for path in (root.folder / "logs/ml").iterdir()} == {"input", "output", "checkpoints", "model"}
 
 

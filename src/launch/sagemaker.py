@@ -90,8 +90,9 @@ def main():
     if code:
         sys.stderr.write(errors)
     else:
+        # --: else torchrun takes a flag of ours that begins as one of its own, such as --monitor, for that one
         torchrun = [sys.executable, "-m", "torch.distributed.run", *torchrun_of(resources, gpus)]
-        code, errors = run([*torchrun, *train, f"--run_folder={run_folder}"])
+        code, errors = run([*torchrun, "--", *train, f"--run_folder={run_folder}"])
     if (run_folder / "config.yaml").is_file():  # on the first host
         curves = shutil.ignore_patterns("checkpoints", ".*")
         shutil.copytree(run_folder, output, ignore=curves, dirs_exist_ok=True)
