@@ -9,6 +9,7 @@ python run.py test RUN --ckpt best             test (or validate, predict) with 
 python run.py resume RUN --max_epochs 20       go on with a run, in its folder
 python run.py repeat RUN --seed 2              the same again, in a new one
 python run.py search --help                    search for good values of any flags, a run for each trial
+python run.py doctor --nodes 2                 examine where such a job would run: network, disks, CPUs, ...
 python run.py list                             all runs; log RUN [-f], cancel RUN, report RUN: one of them
 
 RUN is the name of a folder in logs/, or a path. --model, --data, --optimizer, --lr_scheduler, --logger and --callbacks
@@ -85,6 +86,11 @@ def main():
 
         getattr(command, argv[0])(argv[1:])
         return
+    if argv[:1] == ["doctor"]:
+        from src.doctor.start import doctor
+
+        doctor(argv[1:])
+        return
     if "--help" in argv or "-h" in argv:
         print(__doc__)
         make_parser().print_help()
@@ -97,7 +103,7 @@ def main():
     elif command in LOOKING:
         getattr(runs, f"{command}_")(argv)
     else:
-        commands = TRAINING + AGAIN + LOOKING + ["search"]
+        commands = TRAINING + AGAIN + LOOKING + ["search", "doctor"]
         near = nearest(command, commands)
         hint = f"did you mean {near}?" if near else f"there are {', '.join(commands)}"
         sys.exit(f"there is no command {command}: {hint}")
