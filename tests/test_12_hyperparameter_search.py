@@ -329,6 +329,7 @@ WRONG = {
     "--search.seed 1,2 --fast_dev_run": ["--smoke"],
     "--search.seed 1,2 --cluster local": ["--cluster local cannot search"],
     "--search.seed 1,2 --max_epoch 3": ["did you mean --max_epochs?"],
+    "--search.batch_size 64,65 --tasks_per_node 2 --dry_run": ["--search.batch_size 65", "the nearest are 64 or 66"],
     "--search.optimizer.lrr 1,2 --cluster debug": ["Adam has no lrr, but lr"],
     "--search.model.arch mlp,mlq --cluster debug": ["--search.model.arch mlq", "did you mean mlp"],
     "--search.seed 1,2 --name lr --cluster debug": ["is there already", "python run.py resume lr"],
@@ -354,6 +355,9 @@ def test_mistakes_about_studies(root, study, tmp_path):
     assert_one_sentence(root.run(SHOW), "journal.log is damaged in line")
     (study[1] / "journal.log").write_text(text)
     assert root.run(SHOW).returncode == 0
+    (study[1] / "journal.log").rename(tmp_path / "journal.log")
+    assert_one_sentence(root.run(SHOW), "cannot open the journal of the study", "No such file")
+    (tmp_path / "journal.log").rename(study[1] / "journal.log")
 
 
 def test_help_and_dry_run(root):

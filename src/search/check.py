@@ -11,25 +11,21 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from src.settings import indivisible  # noqa: E402
 from src.train import prepare  # noqa: E402
 
 
-def prepare_study(arguments, values, processes):
+def prepare_study(arguments, values):
     """The merged configuration, as YAML.
 
     Args:
         arguments: for src/train.py
         values: {flag: [value]}, as typed
-        processes: that share a batch
     Raises:
         ValueError, SystemExit: with one sentence that says what is wrong
     """
     config = prepare("fit", arguments)
     for name, tried in values.items():
         for value in tried:
-            if name == "batch_size" and (sentence := indivisible(int(value), processes)):
-                raise ValueError(f"--search.batch_size: {sentence}")
             try:
                 prepare("fit", [*arguments, f"--{name}={value}"])
             except (ValueError, SystemExit) as error:

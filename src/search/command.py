@@ -21,9 +21,9 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from src.launch.checks import heed, run_checks
-from src.launch.files import JOB_KEYS, log_path, read_config
-from src.launch.flags import allowed, parse, split_flags
+from src.launch.checks import ERROR, heed, run_checks
+from src.launch.files import JOB_KEYS, SETTINGS_KEYS, log_path, read_config
+from src.launch.flags import allowed, check_types, parse, split_flags
 from src.launch.job import ROOT, find_cluster
 from src.launch.ranks import strays
 from src.launch.records import find_study
@@ -67,6 +67,7 @@ def search(argv):
         hint = f"go on with it:   python run.py resume {job.name}   or " if find_study(str(folder)) else ""
         sys.exit(f"{folder} is there already: {hint}take another --name")
     results = run_checks(request)
+    check_values(request, space)
     if request.dry_run:
         array = {"map_count": chosen.trials, "array_parallelism": chosen.at_once}
         print(explained_script(job, folder / "%a", **array))
@@ -85,7 +86,7 @@ def search(argv):
         monitor = request.settings.monitor
         study.create(new, chosen, texts, request.settings.seed, monitor, smaller_is_better(monitor))
         new.rename(folder)
-    start.go_on(folder, job, chosen.at_once)
+    start.go_on(folder, job, chosen)
 
 
 def resume(argv):
@@ -107,8 +108,7 @@ def resume(argv):
     request = parse(rest, folder / "config.yaml", stored | {"log_path": str(folder.parent), "name": folder.name})
     check_request(request, folder.name)
     heed(run_checks(request), dry_run=False)
-    study.extend(folder, chosen)
-    start.go_on(folder, request.job, chosen.at_once)
+    start.go_on(folder, request.job, chosen)
 
 
 def cancel(argv):
@@ -174,6 +174,16 @@ def check_request(request, name):
         sys.exit(f"--cluster {job.cluster} cannot search: take slurm, or debug, here one trial after the other")
 
 
+def check_values(request, space):
+    """The checks of src/launch/checks.py, for each value that can be searched of the flags that they look at."""
+    for name in set(space) & set(SETTINGS_KEYS):
+        for value in examples(space[name]):
+            settings = dataclasses.replace(request.settings, **check_types({name: value}))
+            results = run_checks(dataclasses.replace(request, settings=settings))
+            if errors := [sentence for level, sentence in results if level == ERROR]:
+                sys.exit(f"--search.{name} {value}: {errors[0]}")
+
+
 def prepare_study(request, space):
     """Check each value that can be searched, as far as that needs torch; returns the merged configuration as YAML."""
     job = request.job
@@ -185,7 +195,6 @@ def prepare_study(request, space):
         noted["cpus_per_task"] = max(1, min(job.cpus_per_task, os.cpu_count()))
     values = {name: examples(values) for name, values in space.items()}
     task = {"arguments": [*request.arguments, f"--job={json.dumps(noted)}"], "values": values}
-    task["processes"] = job.processes
     if job.cluster == "debug":
         from src.search.check import prepare_study
 

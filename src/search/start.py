@@ -58,25 +58,28 @@ class ArrayExecutor(Executor):
         return job.job_id
 
 
-def go_on(folder, job, at_once):
+def go_on(folder, job, search):
     """Start all trials that are not finished, and that nobody works on.
 
     Args:
         folder: of the study
         job: a Job, for each trial
-        at_once: how many of them at the same time, on Slurm
+        search: a Search, which may have more trials than the study had until now
     """
     with open(folder / ".starting", "w") as lock:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             sys.exit(f"another process is about to start the trials of {folder.name}, or trains them: wait for it")
+        except OSError:  # a file system without locks
+            pass
+        study.extend(folder, search)
         numbers = left(folder)
         if numbers:
             again = f"{datetime.now():%Y-%m-%d_%H-%M-%S}" if (folder / "git.txt").exists() else ""
             provenance.store(folder, again)
             if job.cluster == "slurm":
-                submit(folder, job, numbers, min(at_once, len(numbers)))
+                submit(folder, job, numbers, min(search.at_once, len(numbers)))
                 return
             run_here(folder, job, numbers)
     show(folder)

@@ -103,17 +103,18 @@ def repair(folder):
     """Cut off what a process has left that was killed while it wrote a line: nobody was told that it was written."""
     path = folder / "journal.log"
     lock = JournalFileOpenLock(str(path.resolve()))
-    lock.acquire()
     try:
-        with open(path, "rb+") as file:
-            lines = file.readlines()
-            if lines and not lines[-1].endswith(b"\n"):
-                file.truncate(sum(map(len, lines[:-1])))
-                lines.pop()
+        lock.acquire()
+        try:
+            with open(path, "rb+") as file:
+                lines = file.readlines()
+                if lines and not lines[-1].endswith(b"\n"):
+                    file.truncate(sum(map(len, lines[:-1])))
+                    lines.pop()
+        finally:
+            lock.release()
     except OSError as error:
-        sys.exit(f"cannot read the journal of the study, {path}: {error.strerror}")
-    finally:
-        lock.release()
+        sys.exit(f"cannot open the journal of the study, {path}: {error.strerror}")
     for number, line in enumerate(lines, start=1):
         try:
             json.loads(line)["op_code"]
