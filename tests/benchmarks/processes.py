@@ -32,7 +32,7 @@ from src.train import attach_optimizer, make_trainer
 
 PROCESSES = [1, 2, 4]
 # network, images, batch of one process, steps
-CASES = {"mlp, batch 64": ("mlp", [1, 28, 28], 64, 400), "cnn, batch 1024": ("cnn", [3, 32, 32], 1024, 60)}
+CASES = {"mlp, batch 64": ("mlp", [1, 28, 28], 64, 400), "cnn, batch 512": ("cnn", [3, 32, 32], 512, 40)}
 ROUNDS = 3
 BLOCK, WARM_UP = 10, 10  # steps
 FORKS = multiprocessing.get_context("forkserver")  # they have torch and Lightning imported
@@ -80,7 +80,8 @@ def process(rank, world_size, port, case, path):
     os.environ["OMP_NUM_THREADS"] = "1"  # else Lightning sets another number, as in src/train.py
     watch = Stopwatch()
     blocks = Blocks(watch)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for name in ("pytorch", "fabric"):
+        logging.getLogger(f"lightning.{name}").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     settings = Settings(batch_size=batch_size, max_epochs=1, accelerator="cpu", limit_val_batches=1)
     trainer = make_trainer(settings, Path(path).parent, None, [], [blocks], {"num_sanity_val_steps": 0})
