@@ -284,12 +284,16 @@ def test_pruned(root):
 
 
 def test_loss_that_is_not_finite_is_the_trials_fault(root):
-    """It has failed, and the others go on."""
-    grid = "--sampler grid --search.optimizer.lr 1e30,0.01 --optimizer SGD"
-    done = root.shell(f"python run.py search --name far {grid} {QUICKER}")
-    assert done.returncode == 0, done.stderr
-    assert "2 trials: 1 failed, 1 complete" in done.stdout
-    assert "is not finite" in done.stdout and "the best is 1" in done.stdout
+    """It has failed, and the others go on. Also when it was seen in a process that could not tell Optuna."""
+    grid = "--sampler grid --search.optimizer.lr 1e30,0.01,0.02 --optimizer SGD"
+    kill = "--callbacks+=src.callbacks.for_tests.KillOnce --callbacks.trial 1 --callbacks.step 1"
+    done = root.shell(f"python run.py search --name far {grid} {QUICKER} {kill}")
+    assert "is not finite" in done.stdout and "trial 0 is failed" in done.stdout
+    (root.folder / "logs/far/1/not_finite_step=00000002_rank=1.pt").touch()
+    again = root.shell("python run.py resume far")
+    assert again.returncode == 0, again.stderr
+    assert re.findall(r"rank 0 search: trial (\d): ", again.stdout) == ["2"]
+    assert "3 trials: 2 failed, 1 complete" in again.stdout and "the best is 2" in again.stdout
 
 
 def test_ranges_lists_and_classes(root):

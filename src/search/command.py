@@ -19,28 +19,24 @@ import tempfile
 from datetime import datetime
 from pathlib import Path
 
-from jsonargparse import ArgumentError, ArgumentParser
-
 from src.launch.checks import ERROR, heed, run_checks
 from src.launch.files import JOB_KEYS, SETTINGS_KEYS, log_path, read_config
-from src.launch.flags import allowed, check_types, parse, split_flags
+from src.launch.flags import check_types, parse, split_flags
 from src.launch.job import ROOT, find_cluster
 from src.launch.ranks import strays
 from src.launch.records import find_study
 from src.launch.script import explained_script
 from src.launch.slurm import ACTIVE
 from src.launch.submit import print_config, python_here
-from src.search.space import SYNTAX, Search, combinations, examples, read_space
+from src.search.space import SYNTAX, combinations, examples, make_parser, read_search, read_space, split
 from src.settings import smaller_is_better
-
-OWN = {field.name: field.type for field in dataclasses.fields(Search)}
 
 
 def search(argv):
     """Begin a study, or show one."""
     if "--help" in argv or "-h" in argv:
         print(__doc__)
-        own_parser().print_help()
+        make_parser().print_help()
         return
     if argv and not argv[0].startswith("-"):
         if len(argv) > 1:
@@ -53,7 +49,7 @@ def search(argv):
     texts, own, rest = split(argv)
     if not texts:
         sys.exit(f"search what? Behind --search. any flag of the training, such as --search.optimizer.lr; {SYNTAX}")
-    space, chosen = read_space(texts), read_own(own)
+    space, chosen = read_space(texts), read_search(own)
     if chosen.sampler == "grid":
         if chosen.trials:
             sys.exit(f"--trials {chosen.trials}: a grid takes all {len(combinations(space))} combinations, without it")
@@ -101,7 +97,7 @@ def resume(argv):
     settings = study.read(folder)
     if {"sampler", "pruner"} & set(own) or (settings["sampler"] == "grid" and "trials" in own):
         sys.exit(f"the study {folder.name} goes on as it has begun: only --at_once and --trials may be others")
-    chosen = read_own({"at_once": settings["at_once"], "trials": settings["trials"]} | own)
+    chosen = read_search({"at_once": settings["at_once"], "trials": settings["trials"]} | own)
     if chosen.trials < settings["trials"]:
         sys.exit(f"--trials {chosen.trials}: the study {folder.name} has {settings['trials']} already")
     stored = read_config(folder / "config.yaml")[0]
@@ -122,40 +118,6 @@ def cancel(argv):
         cancel_([str(run)])
     if not active:
         print(f"no trial of {folder.name} runs")
-
-
-def own_parser():
-    parser = ArgumentParser(prog="run.py", exit_on_error=False, usage="python run.py search --search.FLAG VALUES ...")
-    parser.add_class_arguments(Search, None)
-    return parser
-
-
-def read_own(texts):
-    """A Search of {flag: text}."""
-    parser = own_parser()
-    for name, text in texts.items():
-        try:
-            parser.parse_args([f"--{name}={text}"])
-        except ArgumentError:
-            sys.exit(f"--{name} {text} is not {allowed(OWN[name])}")
-    return Search(**parser.parse_args([f"--{name}={text}" for name, text in texts.items()]))
-
-
-def split(argv):
-    """What is searched, how, and the other flags: {flag: text}, {flag: text}, [word]."""
-    texts, own, rest, words = {}, {}, [], list(argv)
-    while words:
-        word = words.pop(0)
-        name, equals, text = word.removeprefix("--").partition("=")
-        if not word.startswith("--search.") and not (word.startswith("--") and name in OWN):
-            rest.append(word)
-            continue
-        if not equals:
-            if not words or words[0].startswith("--"):
-                sys.exit(f"--{name} needs a value: {SYNTAX if name not in OWN else allowed(OWN[name])}")
-            text = words.pop(0)
-        (own if name in OWN else texts)[name.removeprefix("search.")] = text
-    return texts, own, rest
 
 
 def check_request(request, name):

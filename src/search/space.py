@@ -1,18 +1,19 @@
-"""What is searched: --search.optimizer.lr log:1e-4..1e-1 --search.batch_size 64,128,256
+"""What is searched, and how: --search.optimizer.lr log:1e-4..1e-1 --search.batch_size 64,128,256 --trials 12
 
-A flag of run.py behind --search., and where its values come from. torch is not imported here, nor is Optuna.
+Behind --search. stands a flag of run.py, then where its values come from. torch is not imported here, nor is Optuna.
 """
 
 import itertools
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
+from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import PositiveInt
 
 from src.launch.files import SECTIONS, SETTINGS_KEYS
-from src.launch.flags import check_types
+from src.launch.flags import allowed, check_types
 
 SYNTAX = "values such as 64,128,256, or a range such as 0.1..0.9, 2..8 (whole numbers) or log:1e-4..1e-1"
 COMMON = ["monitor", "fast_dev_run", "smoke"]  # with others in each trial they could not be compared
@@ -33,6 +34,43 @@ class Search:
     at_once: PositiveInt = 4
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     pruner: Literal["none", "median", "halving"] = "none"
+
+
+OWN = {field.name: field.type for field in fields(Search)}
+
+
+def make_parser():
+    parser = ArgumentParser(prog="run.py", exit_on_error=False, usage="python run.py search --search.FLAG VALUES ...")
+    parser.add_class_arguments(Search, None)
+    return parser
+
+
+def read_search(texts):
+    """A Search of {flag: text}."""
+    parser = make_parser()
+    for name, text in texts.items():
+        try:
+            parser.parse_args([f"--{name}={text}"])
+        except ArgumentError:
+            sys.exit(f"--{name} {text} is not {allowed(OWN[name])}")
+    return Search(**parser.parse_args([f"--{name}={text}" for name, text in texts.items()]))
+
+
+def split(argv):
+    """What is searched, how, and the other flags: {flag: text}, {flag: text}, [word]."""
+    texts, own, rest, words = {}, {}, [], list(argv)
+    while words:
+        word = words.pop(0)
+        name, equals, text = word.removeprefix("--").partition("=")
+        if not word.startswith("--search.") and not (word.startswith("--") and name in OWN):
+            rest.append(word)
+            continue
+        if not equals:
+            if not words or words[0].startswith("--"):
+                sys.exit(f"--{name} needs a value: {SYNTAX if name not in OWN else allowed(OWN[name])}")
+            text = words.pop(0)
+        (own if name in OWN else texts)[name.removeprefix("search.")] = text
+    return texts, own, rest
 
 
 @dataclass
