@@ -57,8 +57,8 @@ def arrow(axes, start, end, text="", **style):
 def road_map():
     """The lessons in their order, and where the way forks."""
     figure, axes = canvas(10, 4.3)
-    built = ["1\na plain loop", "2\nLightning-\nModule", "3\nfast data", "4\njobs from\nPython", "5\nmetrics and\npages",
-             "6\nyour own\ndata", "7\nany\nnetwork", "8\nmany\nnodes"]  # fmt: skip
+    built = ["1\na plain loop", "2\nLightning-\nModule", "3\nfast data", "4\njobs from\nPython",
+             "5\nmetrics and\npages", "6\nyour own\ndata", "7\nany\nnetwork", "8\nmany\nnodes"]  # fmt: skip
     for number, text in enumerate(built):
         x = 0.25 + 1.21 * number
         box(axes, x, 2.75, 1.0, 0.95, text, BLUE)
