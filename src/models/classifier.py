@@ -1,6 +1,8 @@
 """The network with all that training it needs."""
 
 import logging
+import os
+import shutil
 import sys
 from typing import Literal
 
@@ -99,6 +101,9 @@ class Classifier(L.LightningModule):
 
     def on_train_start(self):  # not before: TensorBoard's graph is drawn of a network that is not compiled
         if self.compile_network:
+            compilers = [os.environ.get("CXX", "g++"), "clang++"]
+            if not any(map(shutil.which, compilers)):
+                sys.exit("compile needs a C++ compiler on the node, such as g++: load a module with one, or leave it out")
             self.network.compile()  # the names of its weights stay as they are
 
     # In a step the metrics only count. They are logged once an epoch, because a self.log in every step takes longer
