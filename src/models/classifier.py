@@ -103,7 +103,7 @@ class Classifier(L.LightningModule):
         if self.compile_network:
             compilers = [os.environ.get("CXX", "g++"), "clang++"]
             if not any(map(shutil.which, compilers)):
-                sys.exit("compile needs a C++ compiler on the node, such as g++: load a module with one, or leave it out")
+                sys.exit("compile needs a C++ compiler on the node, such as g++: load a module that has one")
             self.network.compile()  # the names of its weights stay as they are
 
     # In a step the metrics only count. They are logged once an epoch, because a self.log in every step takes longer
