@@ -137,7 +137,7 @@ def test_all_reduce_and_what_follows_from_it(tmp_path):
 
 
 def test_the_callbacks(tmp_path):
-    done = Here().run("torchrun --nproc_per_node 2 tests/benchmarks/callbacks.py", "--steps 3 --batch_size 8")
+    done = Here().run("torchrun --nproc_per_node 2 tests/benchmarks/callbacks.py", "--steps 10 --batch_size 8")
     assert done.returncode == 0, done.stderr
     for kind in ("none", "listening", "seeding", "finite loss", "checkpoints", "all"):
         assert re.search(rf"^{kind} +[\d.]+ +[\d.]+ +[\d.]+ to [\d.]+$", done.stdout, re.MULTILINE)
