@@ -26,9 +26,9 @@ TEST_LINE = re.compile(
 )
 
 
-def readme_commands(folder: Path) -> list[str]:
-    """The lines of all ```bash blocks of the folder's README.md."""
-    blocks = re.findall(r"^```bash\n(.*?)^```", (folder / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+def readme_commands(folder: Path, name: str = "README.md") -> list[str]:
+    """The lines of all ```bash blocks of the folder's README.md, or of another page."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", (folder / name).read_text(), re.MULTILINE | re.DOTALL)
     return [line for block in blocks for line in block.splitlines() if line]
 
 

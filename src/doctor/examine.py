@@ -1,5 +1,6 @@
 """One process of the examination, and in the first the table of what all have found."""
 
+import contextlib
 import json
 import os
 import tempfile
@@ -25,7 +26,7 @@ def alone(request, before, single):
     yield "host name", node.check_host, [size // local_size]
     yield "interface", node.check_interface, []
     yield "variables", node.check_variables, [before, single]
-    yield "CPUs", node.check_cpus, [job.cpus_per_task if job.cluster == "slurm" else None]
+    yield "CPUs", node.check_cpus, []
     yield "memory", node.check_memory, [local_size]
     yield "shared memory", node.check_shared_memory, [
         local_size, settings.num_workers, max(1, settings.batch_size // size)]  # fmt: skip
@@ -57,7 +58,8 @@ def examine(request, patience, expected):
             os.environ.pop(name, None)
     export_ranks()
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    Path(request.job.log_path).mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):  # the check of this folder says it better
+        Path(request.job.log_path).mkdir(parents=True, exist_ok=True)
     findings = []
     for name, check, arguments in alone(request, before, size == 1):
         try:
@@ -86,8 +88,10 @@ def examine(request, patience, expected):
                 everyone[other] = told
         missing = [other for other in range(size) if other not in everyone]
         store.set("missing", json.dumps(missing))
-        mark = tempfile.NamedTemporaryFile(prefix=".doctor-", dir=request.job.log_path)  # noqa: SIM115
-        store.set("file", json.dumps(mark.name))
+        mark = None
+        with contextlib.suppress(OSError):  # the check of this folder has said so
+            mark = tempfile.NamedTemporaryFile(prefix=".doctor-", dir=request.job.log_path)  # noqa: SIM115
+        store.set("file", json.dumps(mark and mark.name))
     missing = together.take(store, "missing", 2 * patience)
     clock = time.time()
     if missing:
@@ -97,7 +101,7 @@ def examine(request, patience, expected):
             findings.append(Finding("meeting", ERROR, text, "The client socket has timed out after"))
     elif missing is not None:
         findings.append(together.all_reduce("gloo", store, rank, size))
-        if all_have_gpus(store, rank, size, own):
+        if all_have_gpus(store, size):
             findings.append(together.all_reduce("nccl", store, rank, size))
     findings += filter(None, [together.see_each_other(store, rank, request.job.log_path)])
     store.set(f"found/{rank}", json.dumps({"clock": clock, "findings": [vars(finding) for finding in findings]}))
@@ -118,11 +122,12 @@ def examine(request, patience, expected):
     code = print_table(found, size)
     store.set("done", "true")
     time.sleep(0.5)  # until the others have read that: this process holds the store
-    mark.close()
+    if mark:
+        mark.close()
     together.leave(code)
 
 
-def all_have_gpus(store, rank, size, own):
+def all_have_gpus(store, size):
     """Whether NCCL can be tried: with all processes or with none."""
     from src.doctor.together import take
 

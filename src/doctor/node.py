@@ -93,28 +93,25 @@ def check_variables(environment, alone):
     asked = environment.get("SLURM_NTASKS", "1")
     if alone and asked != "1":
         text = f"the allocation has {asked} tasks, and this is one process: start it with srun"
-        return Finding("variables", ERROR, text, "The `srun` command is available on your system but is not used.")
+        entry = "The `srun` command is available on your system but is not used."
+        return Finding("variables", ERROR, text, entry)
     if alone and names and "SLURM_JOB_ID" not in environment:
         few = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         return Finding("variables", WARNING, f"left of another job: {few}: unset them, or open a new shell", entry)
     return Finding("variables", OK, "none of another job")
 
 
-def check_cpus(asked):
-    """asked: CPUs of each process; None if nobody has said."""
+def check_cpus():
+    asked = int(os.environ.get("SLURM_CPUS_PER_TASK") or 0)
     cpus = len(os.sched_getaffinity(0))
     threads = os.environ.get("OMP_NUM_THREADS", "")
-    if asked and cpus < asked:
+    entry = "for this process, which has asked for"
+    if cpus < asked:
         text = f"{cpus} for this process, which has asked for {asked}: before srun, "
-        return Finding(
-            "CPUs",
-            ERROR,
-            f"{text}export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",
-            "for this process, which has asked for",
-        )
+        return Finding("CPUs", ERROR, f"{text}export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK", entry)
     if threads.isdigit() and int(threads) > cpus:
         text = f"{cpus} for OMP_NUM_THREADS={threads} threads, which wait for each other: unset OMP_NUM_THREADS"
-        return Finding("CPUs", WARNING, text, "for this process, which has asked for")
+        return Finding("CPUs", WARNING, text, entry)
     return Finding("CPUs", OK, f"{cpus} for this process", cost=-cpus)
 
 
@@ -155,7 +152,9 @@ def check_shared_memory(local_size, workers, batch):
         need = f"{workers} workers of {local_size} processes with 2 batches of {batch} images"
         text += f", {need} take {small / MIB:.0f} (32 x 32) to {large / MIB:.0f} (224 x 224): fewer --num_workers, "
         text += "a smaller --batch_size, docker run --shm-size 8g"
-        return Finding("shared memory", ERROR if free < small else WARNING, text, "is killed by signal: Bus error.")
+        return Finding(
+            "shared memory", ERROR if free < small else WARNING, text, "unable to allocate shared memory(shm) for file"
+        )
     return Finding("shared memory", OK, text, cost=-free)
 
 
@@ -210,7 +209,7 @@ def check_folder(name, folder):
         write, read, small, locks = within(LIMIT, measure, folder)
         disk, inodes = shutil.disk_usage(folder), os.statvfs(folder)
     except TimeoutError as error:
-        text = f"{folder}: {error}: the file system is lost or very slow; try   ls {folder}   there, tell the administrators"
+        text = f"{folder}: {error}: the file system is lost or very slow: tell the administrators"
         return Finding(check, ERROR, text, "Stale file handle")
     except OSError as error:
         if name == "data" and error.errno in (errno.EROFS, errno.EACCES):
@@ -223,7 +222,7 @@ def check_folder(name, folder):
         text += f", room for {inodes.f_favail} files: delete old runs, or take another folder"
         return Finding(check, WARNING, text, "No space left on device")
     if not locks:
-        text = f"{folder} has no file locks: never start two jobs in one folder; for h5py export HDF5_USE_FILE_LOCKING=FALSE"
+        text = f"{folder} has no file locks: no two jobs in one folder; export HDF5_USE_FILE_LOCKING=FALSE for h5py"
         return Finding(check, WARNING, text, "unable to lock file")
     if write < 20 or small > 0.02:
         return Finding(check, WARNING, f"slow disk: {text}: pack small files, stage data (lesson 11)", "slow disk:")

@@ -152,7 +152,7 @@ def compare(everyone, clocks, expected):
         text += (
             f", each {' or '.join(map(str, counts))}, and asked for was {asked}: use --ntasks-per-node, not --ntasks"
         )
-        yield Finding("processes", ERROR, text, "SLURM bash script, but this variable is not supported")
+        yield Finding("processes", ERROR, text, "in your SLURM bash script, but this variable is not supported")
     else:
         yield Finding("processes", OK, text)
 
@@ -162,7 +162,7 @@ def compare(everyone, clocks, expected):
             kinds[expected["code"]].append("run.py")
         if len(kinds) > 1:
             seen = "; ".join(f"{kind} in {', '.join(map(str, ranks))}" for kind, ranks in kinds.items())
-            yield Finding(name, ERROR, f"not the same everywhere: {seen}: {do}", "python: not the same everywhere")
+            yield Finding(name, ERROR, f"not the same everywhere: {seen}: {do}", "not the same everywhere")
         else:
             yield Finding(name, OK, f"{next(iter(kinds))}{' everywhere' * (len(everyone) > 1)}")
 
@@ -188,7 +188,7 @@ def compare(everyone, clocks, expected):
     apart = max(clocks.values()) - min(clocks.values())
     if apart > 2:
         late = max(clocks, key=lambda rank: abs(clocks[rank] - clocks[0]))
-        text = f"not the same: {everyone[late]['host']} is {apart:.0f} s from the others: tell the administrators (chrony, ntp)"
+        text = f"not the same: {everyone[late]['host']} is {apart:.0f} s from the others: tell the administrators"
         yield Finding("clocks", WARNING, text, "clocks: not the same")
     else:
         yield Finding("clocks", OK, f"within {max(apart, 0.1):.1f} s")

@@ -1,0 +1,313 @@
+"""python run.py doctor: each test breaks something for real, and reads what the table says of it."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import quick_python
+from cluster import unavailable
+from lesson import REPOSITORY, assert_one_sentence, readme_commands
+from training import clean, free_port
+
+DOCTOR = f"{sys.executable} {REPOSITORY}/run.py doctor"
+LINE = re.compile(r"^(ok|WARNING|ERROR) +(\S+) +([\w -]+): (.*)$", re.MULTILINE)
+CHECKS = {
+    *("host name", "interface", "variables", "CPUs", "memory", "shared memory", "limits", "GPU", "Python", "requeue"),
+    *("data", "log path", "TMPDIR", "weights", "processes", "python", "code", "clocks"),
+}
+
+
+def doctor(flags, folder, before="", command="python run.py doctor", **environment):
+    """What the command, typed in the repository, prints, and its exit code.
+
+    Args:
+        before: what is typed before python
+    """
+    return subprocess.run(
+        ["bash", "-c", f"{before} {command} --log_path {folder}/logs {flags}"],
+        cwd=REPOSITORY,
+        env=clean(quick_python.environment()) | environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=120,
+    )
+
+
+def lines(done):
+    """check -> [(level, ranks, text)]"""
+    found = {}
+    for level, ranks, check, text in LINE.findall(done.stdout):
+        found.setdefault(check, []).append((level, ranks, text))
+    assert found, done.stdout + done.stderr
+    return found
+
+
+def bad(done):
+    """Check: text, of all lines that are not ok, as one text."""
+    return "\n".join(f"{level} {ranks} {check}: {text}" for level, ranks, check, text in LINE.findall(done.stdout)
+                     if level != "ok")  # fmt: skip
+
+
+@pytest.fixture
+def root():
+    """Mounts of one's own are for root, on Linux."""
+    if reason := unavailable():
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+
+
+def start(rank, size, port, folder, before="", path=REPOSITORY, **environment):
+    """A process of several, as torchrun starts it."""
+    ranks = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
+    ranks |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return subprocess.Popen(
+        ["bash", "-c", f"{before} {sys.executable} {path}/run.py doctor --patience 25 --log_path {folder}/logs"],
+        env=clean(os.environ) | {name: str(value) for name, value in ranks.items()} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_a_machine_that_is_well(tmp_path):
+    done = doctor("--cluster debug", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(lines(done)) == CHECKS
+    assert done.stdout.endswith("\ndoctor: 0 errors, 0 warnings\n") or "WARNING" in done.stdout
+    assert "ERROR" not in done.stdout
+    assert not list((tmp_path / "logs").iterdir())  # what it has measured with is gone
+
+
+def test_it_imports_torch_in_the_job_only():
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "run.py", "doctor", "--nodes", "2", "--cluster", "local"],
+        cwd=REPOSITORY,
+        env=clean(os.environ),
+        capture_output=True,
+        text=True,
+    )
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "submitit" in imported and "torch" not in imported
+    assert "--nodes 2 needs Slurm" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--nods 2", ["no flag --nods", "--nodes"]),
+        ("--patience soon", ["--patience soon is not a number of seconds"]),
+        ("--dry_run", ["--dry_run"]),
+        ("--cluster pbs", ["mpirun -n 4 python run.py doctor"]),
+    ],
+)
+def test_a_mistake_gets_one_sentence(flags, says, tmp_path):
+    assert_one_sentence(doctor(flags, tmp_path), *says)
+
+
+def test_two_processes_here(tmp_path):
+    done = doctor("--cluster local --tasks_per_node 2", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = lines(done)
+    assert set(found) == CHECKS | {"meeting", "all-reduce gloo", "shared folder"}
+    assert found["host name"][0][1] == "all"  # one row for both
+    assert re.fullmatch(r"16 MiB in \d+\.\d{3} s, \d+\.\d\d GB/s", found["all-reduce gloo"][0][2])
+    assert found["processes"] == [("ok", "0", f"2 on 1 nodes: {socket.gethostname()}")]
+
+
+def test_one_cpu_strays_and_no_scontrol(tmp_path):
+    """One process in a shell that was in a job, bound to one CPU, where Slurm's programs are missing."""
+    (tmp_path / "bin").mkdir()
+    for program in ("bash", "taskset", "env", "git"):
+        (tmp_path / "bin" / program).symlink_to(shutil.which(program))
+    done = doctor(
+        "--cluster debug",
+        tmp_path,
+        f"PATH={tmp_path}/bin taskset -c {min(os.sched_getaffinity(0))}",
+        f"{sys.executable} run.py doctor",
+        SLURM_JOB_ID="12",
+        SLURM_CPUS_PER_TASK="4",
+        SLURM_NTASKS="4",
+        OMP_NUM_THREADS="4",
+    )
+    assert done.returncode == 1
+    for words in (
+        "ERROR 0 CPUs: 1 ",
+        "for this process, which has asked for",
+        "ERROR 0 variables: the allocation has 4 tasks, and this is one process: start it with srun",
+        "requeue: there is no scontrol",
+    ):
+        assert words in bad(done), done.stdout + done.stderr
+
+
+def test_variables_of_another_job(tmp_path):
+    done = doctor("--cluster debug", tmp_path, SLURM_STEP_ID="0", SLURM_PROCID="3")
+    assert "variables: left of another job" in bad(done)
+    assert "SLURM_PROCID, SLURM_STEP_ID" in bad(done)
+    assert "see lessons/troubleshooting.md#variables-left-of-another-job" in bad(done)
+
+
+def test_disks_that_are_too_small_or_read_only(tmp_path, root):
+    mounts = {"logs": "-o size=1M", "data": "-o size=500M", "scratch": "-o ro"}
+    commands = ["mount -t tmpfs -o size=1M tmpfs /dev/shm"]
+    for name, options in mounts.items():
+        (tmp_path / name).mkdir()
+        commands.append(f"mount -t tmpfs {options} tmpfs {tmp_path}/{name}")
+    done = doctor(
+        f"--cluster debug --num_workers 2 --data_dir {tmp_path}/data",
+        tmp_path,
+        f'unshare -m bash -c \'{" && ".join(commands)}; exec "$0" "$@"\'',
+        f"{sys.executable} run.py doctor",
+        SLURM_TMPDIR=f"{tmp_path}/scratch",
+    )
+    assert done.returncode == 1
+    for words in (
+        f"ERROR 0 log path: {tmp_path}/logs cannot be written to (No space left on device)",
+        f"ERROR 0 TMPDIR: {tmp_path}/scratch cannot be written to (Read-only file system)",
+        f"WARNING 0 data: {tmp_path}/data writes ",
+        "ERROR 0 shared memory: 1 MiB are free in /dev/shm, 2 workers of 1 processes with 2 batches of 64 images",
+    ):
+        assert words in bad(done), done.stdout + done.stderr
+
+
+def test_a_wrong_interface_a_low_limit_no_data_no_weights(tmp_path):
+    done = doctor(
+        f"--cluster debug --data_dir {tmp_path}/nowhere --num_workers 4 --cpus_per_task 5 "
+        "--model.arch resnet18 --model.pretrained true",
+        tmp_path,
+        "ulimit -n 300;",
+        f"{sys.executable} run.py doctor",
+        GLOO_SOCKET_IFNAME="ib77",
+        TORCH_HOME=str(tmp_path),
+        OMP_NUM_THREADS="99",
+    )
+    assert done.returncode == 1
+    for words in (
+        "ERROR 0 interface: GLOO_SOCKET_IFNAME=ib77, but there are ",
+        "WARNING 0 limits: ulimit -n is 300",
+        f"ERROR 0 data: there is no {tmp_path}/nowhere",
+        "ERROR 0 weights: the weights of resnet18 are not in",
+        "for OMP_NUM_THREADS=99 threads",
+    ):
+        assert words in bad(done), done.stdout + done.stderr
+    for line in bad(done).splitlines():
+        assert re.search(r"; see lessons/troubleshooting\.md#[\w-]+$", line)
+
+
+def test_a_gpu_that_torch_does_not_see(tmp_path):
+    done = doctor("--cluster debug", tmp_path, CUDA_VISIBLE_DEVICES="0,1")
+    assert "ERROR 0 GPU: torch sees none, CUDA_VISIBLE_DEVICES is 0,1" in bad(done)
+
+
+def test_a_process_that_never_comes(tmp_path):
+    port = free_port()
+    done = doctor("--patience 3", tmp_path, RANK="0", WORLD_SIZE="2", LOCAL_RANK="0", LOCAL_WORLD_SIZE="2",
+                  MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))  # fmt: skip
+    assert done.returncode == 1
+    assert "ERROR 0 meeting: rank 1 has not come in 3 s" in bad(done), done.stdout + done.stderr
+    assert "#the-client-socket-has-timed-out-after" in bad(done)
+
+    done = doctor("--patience 3", tmp_path, RANK="1", WORLD_SIZE="2", LOCAL_RANK="1", LOCAL_WORLD_SIZE="2",
+                  MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))  # fmt: skip
+    assert done.returncode == 1
+    assert f"cannot connect to 127.0.0.1, port {port}" in bad(done), done.stdout + done.stderr
+
+
+def test_a_port_that_is_taken(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = doctor("--patience 3", tmp_path, RANK="0", WORLD_SIZE="2", LOCAL_RANK="0", LOCAL_WORLD_SIZE="2",
+                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))  # fmt: skip
+    assert done.returncode == 1
+    assert f"ERROR 0 meeting: port {port} is taken" in bad(done), done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_processes_that_differ(tmp_path, root):
+    """Another code, another disk under the same name, and both processes on one CPU."""
+    other = tmp_path / "other"
+    shutil.copytree(REPOSITORY / "src", other / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "run.py", other)
+    (other / "data").symlink_to(REPOSITORY / "data")
+    (other / "src/new.py").write_text("")  # a file more
+    (tmp_path / "logs").mkdir()
+    port, bound = free_port(), f"taskset -c {min(os.sched_getaffinity(0))}"
+    own_disk = f'unshare -m bash -c \'mount -t tmpfs tmpfs {tmp_path}/logs; exec "$0" "$@"\' {bound}'
+    first, second = start(0, 2, port, tmp_path, bound), start(1, 2, port, tmp_path, own_disk, other)
+    output = first.communicate(timeout=120)[0] + second.communicate(timeout=120)[0]
+    for words in ("CPU sharing: rank", "not the same everywhere", "shared folder: not seen by"):
+        assert words in output, output
+    assert first.returncode == 1
+    assert re.search(r"^ERROR +1 +shared folder", output, re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun --nproc_per_node 2", "mpirun --allow-run-as-root --oversubscribe -n 2"])
+def test_other_launchers(launcher, tmp_path):
+    python = "" if launcher.startswith("torchrun") else sys.executable
+    done = doctor("", tmp_path, launcher, f"{python} run.py doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 on 1 nodes" in lines(done)["processes"][0][2]
+
+
+# On the practice cluster
+
+README_COMMAND = "python run.py doctor --nodes 2 --tasks_per_node 2"
+
+
+@pytest.mark.slow
+def test_a_job_of_four_processes(cluster, tmp_path):
+    """The command of the page."""
+    assert readme_commands(REPOSITORY / "lessons", "troubleshooting.md") == [README_COMMAND]
+    done = cluster.run(f"{README_COMMAND} --log_path {tmp_path}", REPOSITORY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = lines(done)
+    assert set(found) == CHECKS | {"meeting", "all-reduce gloo", "shared folder"}
+    assert found["processes"] == [("ok", "0", "4 on 2 nodes: node1, node2")]
+    assert found["data"][0][1] == "0,2"  # once on each node
+    assert "CPUs" in found and found["requeue"] == [("ok", "all", "scontrol is found")]
+
+
+@pytest.mark.slow
+def test_a_name_that_leads_to_the_node_itself(cluster, tmp_path):
+    (tmp_path / "hosts").write_text("127.0.0.1 localhost\n127.0.1.1 node2\n10.77.0.11 node1\n10.77.0.1 head\n")
+    cluster.cluster_py("exec", "node2", "mount", "--bind", str(tmp_path / "hosts"), "/etc/hosts")
+    try:
+        done = cluster.run(f"{README_COMMAND} --log_path {tmp_path}", REPOSITORY, timeout=300)
+    finally:
+        cluster.cluster_py("exec", "node2", "umount", "/etc/hosts")
+    assert done.returncode == 1
+    said = bad(done)
+    assert "ERROR 2-3 host name: node2 is 127.0.1.1" in said, done.stdout + done.stderr
+    assert "export GLOO_SOCKET_IFNAME=eth0" in said
+    assert "all-reduce gloo" in said
+    done = cluster.run(f"GLOO_SOCKET_IFNAME=eth0 {README_COMMAND} --log_path {tmp_path}", REPOSITORY)  # what it advises
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_in_an_allocation(cluster, tmp_path):
+    """What run.py starts by itself; too few processes; variables that lead them astray; one that never comes."""
+    done = cluster.run(f"salloc --nodes=2 --ntasks-per-node=2 {DOCTOR}", tmp_path)
+    assert "4 on 2 nodes" in lines(done)["processes"][0][2]
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    strays = "RANK=0 WORLD_SIZE=1 LOCAL_RANK=0"
+    done = cluster.run(f"{strays} srun --ntasks=2 --nodes=2 {DOCTOR} --log_path {tmp_path}", tmp_path)
+    assert "variables: left of another job: LOCAL_RANK, RANK, WORLD_SIZE, but srun has started 2 processes" in bad(done)
+    assert "2 on 2 nodes" in lines(done)["processes"][0][2]
+
+    wrong = f"srun --nodes=2 --ntasks=3 {DOCTOR} --nodes 2 --tasks_per_node 2 --log_path {tmp_path}"
+    assert "asked for was --nodes 2 --tasks_per_node 2" in bad(cluster.run(wrong, tmp_path))
+
+    gone = f"bash -c 'test $SLURM_PROCID = 1 && exit; exec {DOCTOR} --patience 20 --log_path {tmp_path}'"
+    begin = time.monotonic()
+    done = cluster.run(f"srun --kill-on-bad-exit=0 --wait=0 --nodes=2 --ntasks=2 {gone}", tmp_path)
+    assert "meeting: rank 1 (node2) has not come in 20 s" in bad(done), done.stdout + done.stderr
+    assert time.monotonic() - begin < 100
