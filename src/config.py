@@ -47,7 +47,7 @@ for package, key in ((src.datasets, "data"), (src.models, "model")):  # so that 
 
 
 def make_parser():
-    parser = ArgumentParser(prog="train.py", exit_on_error=False)
+    parser = ArgumentParser(prog="train.py", exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile, help="a YAML file, or the name of one in src/presets")
     parser.add_argument("--job", type=dict | None, help="what the job asked Slurm for: run.py notes it here")
     parser.add_argument("--run", type=str | None, help="validate, test, predict: the run's folder")

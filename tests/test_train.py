@@ -85,6 +85,7 @@ def test_the_last_file_wins_and_flags_win(tmp_path):
         ("--lr_scheduler StepLRR", ["--lr_scheduler StepLRR", "StepLR"]),
         ("--model mine.Nothing", ["--model", "mine"]),
         ("--batchsize 3", ["--batchsize", "did you mean --batch_size?"]),
+        ("--max_epoch 3", ["--max_epoch", "--max_epochs"]),
         ("--logger nothing", ["--logger nothing", "tensorboard", "csv", "mlflow", "wandb"]),
         ("--keep some", ["--keep", "best", "last", "all"]),
         ("--batch_size 0", ["--batch_size", "0"]),
