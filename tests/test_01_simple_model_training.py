@@ -19,6 +19,7 @@ def test_every_command_of_the_readme_is_tested_here(lesson):
         "squeue --me --start",
         "sacct",
         "bash ./run.sh --max_epochs 2 --lr 3e-3",
+        "python ../check.py 01",
     ]
 
 

@@ -8,6 +8,7 @@ from lesson import TEST_LINE, Lesson, assert_one_sentence, epochs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 NAME = "02-lightning-module"
+CHECK = "python ../check.py 02"  # typed in test_exercises.py
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def lesson(tmp_path):
 
 def test_every_command_of_the_readme_is_tested(lesson):
     # tests/test_05_improved_logging.py opens a TensorBoard in a browser.
-    assert lesson.commands == ["bash ./run.sh", "sbatch ./run.sh", "tensorboard --logdir lightning_logs"]
+    assert lesson.commands == ["bash ./run.sh", "sbatch ./run.sh", "tensorboard --logdir lightning_logs", CHECK]
 
 
 def test_the_same_epochs_as_lesson_1_with_events_and_checkpoint(lesson, lesson_1):

@@ -20,6 +20,7 @@ def test_every_command_of_the_readme_is_tested_here(lesson):
         "sbatch ./run.sh",
         "sbatch ./run.sh --fetch sample",
         "python benchmark.py",
+        "python ../check.py 03",
     ]
 
 

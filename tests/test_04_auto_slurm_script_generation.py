@@ -57,6 +57,7 @@ def test_every_command_of_the_readme_is_tested(lesson):
         "python run.py --cluster debug",
         "python run.py --help",
         "tensorboard --logdir logs",
+        "python ../check.py 04",
     ]
 
 

@@ -96,8 +96,7 @@ def test_every_command_of_the_readme_is_tested_here(lesson):
         "python run.py --lr 1e-4 1e-3",
         "python run.py --logger csv",
         "tensorboard --logdir logs",
-        "python exercises/pr_curve.py",
-        "python exercises/dashboards.py tensorboard",
+        "python ../check.py 05",
     ]
 
 
@@ -401,21 +400,3 @@ def test_on_slurm(lesson, cluster, tmp_path):
     assert sorted(path.name for path in (lesson.folder / "logs/slurm").iterdir()) == sorted(job for job, _, _ in jobs)
     for text in (one, two):
         assert (lesson.folder / re.search(r"tail -F (\S+)", text)[1]).exists()
-
-
-def test_exercise_pr_curve(lesson):
-    # Both at once: most of the time is the import of torch.
-    lesson.run("python exercises/pr_curve.py", ">wrong.txt & python exercises/pr_curve_solution.py >right.txt; wait")
-    wrong, right = ((lesson.folder / f"{name}.txt").read_text() for name in ("wrong", "right"))
-    assert "accuracy:          1.0000" in wrong and "accuracy:          1.0000" in right
-    assert float(wrong.split()[-1]) < 0.5
-    assert float(right.split()[-1]) == 1
-
-
-def test_exercise_dashboards(lesson):
-    others = "& python exercises/dashboards_solution.py csv & python exercises/dashboards.py csv 2>refused.txt; wait"
-    lesson.run("python exercises/dashboards.py tensorboard", others)
-    assert list((lesson.folder / "logs/dashboards/tensorboard").glob("events*"))
-    assert (lesson.folder / "refused.txt").read_text() == "there is no logger 'csv'\n"
-    rows = list(csv.DictReader((lesson.folder / "logs/dashboards/csv/metrics.csv").open()))
-    assert float(rows[10]["val/loss"]) == pytest.approx(0.9**10)

@@ -133,6 +133,7 @@ def test_every_command_of_the_readme_is_tested_here(lesson):
         f"{COLOUR} --arch cnn",
         "python run.py --dataset cifar10",
         FOLDER,
+        "python ../check.py 06",
     ]
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from torchvision import models
 
 NAME = "07-changing-architectures"
+CHECK = "python ../check.py 07"  # typed in test_exercises.py
 ALL = models.list_models(module=models)
 # These take more than two seconds or two gigabytes for a step: they are built without memory, on the device "meta".
 SLOW = """
@@ -34,17 +35,17 @@ CIFAR_STEM = (
 EFFICIENTNET = "python run.py --dataset colour-mnist --arch efficientnet_b0 --fast_dev_run"
 FETCH = "python src/utils/cache_models.py resnet18"
 PRETRAINED = "python run.py --dataset colour-mnist --arch resnet18 --pretrained --max_epochs 1"
-SLOW_EPOCH = "python exercises/slow.py --limit_train_batches 100 --max_epochs 2"
+SLOW_EPOCH = "python mistakes/slow.py --limit_train_batches 100 --max_epochs 2"
 EXERCISES = [
-    "python exercises/labels.py --overfit_batches 4 --max_epochs 30",
-    "python exercises/labels_solution.py --overfit_batches 4 --max_epochs 30",
-    "python exercises/crash.py --fast_dev_run",
-    "python exercises/crash_solution.py --fast_dev_run",
-    "python exercises/late.py --limit_train_batches 5 --limit_val_batches 1",
-    "python exercises/late_solution.py --limit_train_batches 5 --limit_val_batches 1",
+    "python mistakes/labels.py --overfit_batches 4 --max_epochs 30",
+    "python mistakes/labels_solution.py --overfit_batches 4 --max_epochs 30",
+    "python mistakes/crash.py --fast_dev_run",
+    "python mistakes/crash_solution.py --fast_dev_run",
+    "python mistakes/late.py --limit_train_batches 5 --limit_val_batches 1",
+    "python mistakes/late_solution.py --limit_train_batches 5 --limit_val_batches 1",
     SLOW_EPOCH,
     f"{SLOW_EPOCH} --limit_val_batches 1",
-    "python exercises/slow_solution.py --limit_train_batches 100 --max_epochs 2",
+    "python mistakes/slow_solution.py --limit_train_batches 100 --max_epochs 2",
 ]
 NO_NETWORK = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
 
@@ -94,7 +95,7 @@ def seconds(output):
 
 
 def test_every_command_of_the_readme_is_tested_here(lesson):
-    assert lesson.commands == [RESNET, CIFAR_STEM, EFFICIENTNET, FETCH, PRETRAINED, *EXERCISES]
+    assert lesson.commands == [RESNET, CIFAR_STEM, EFFICIENTNET, FETCH, PRETRAINED, *EXERCISES, CHECK]
 
 
 # --- networks

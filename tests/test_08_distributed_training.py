@@ -88,6 +88,7 @@ def test_every_command_of_the_readme_is_tested_here(lesson):
         "python ddp_steps.py",
         "python ddp_steps.py 5",
         "python scaling.py",
+        "python ../check.py 08",
     ]
 
 

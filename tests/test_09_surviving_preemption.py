@@ -108,7 +108,7 @@ def assert_same(run: Path, alone: Path, processes: int = 4) -> None:
 def test_every_command_of_the_readme_is_tested_here(tmp_path):
     commands = [ALONE, KILLED, USR2, REQUEUE, URGENT, CRASH, BOOT, KILL_9, RESUME, ATTEMPTS, COMPARE, LIMITED]
     here = [HERE, "python run.py list", "python run.py resume RUN", f"python lessons/{NAME}/compare.py RUN RUN"]
-    assert Root(NAME, tmp_path).commands == commands + here
+    assert Root(NAME, tmp_path).commands == [*commands, *here, f"python lessons/check.py {NAME[:2]}"]
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import torch
 from lesson import Lesson, Root, assert_one_sentence
 
 NAME = "10-your-own-project"
+CHECK = "python lessons/check.py 10"  # typed in test_exercises.py
 COPY = [
     "mkdir ../my-project",
     "cp -r run.py src requirements.txt .gitignore ../my-project",
@@ -66,7 +67,7 @@ def trained(project):
 
 
 def test_every_command_of_the_readme_is_tested_here(project):
-    assert project.commands == [*COPY, TRAIN, LIST, RESUME, SLURM, LOCAL, OTHER, WRONG, TEST, PREDICT, LOAD]
+    assert project.commands == [*COPY, TRAIN, LIST, RESUME, SLURM, LOCAL, OTHER, WRONG, TEST, PREDICT, LOAD, CHECK]
 
 
 def test_it_learns(project, trained):

@@ -122,6 +122,7 @@ def test_every_command_of_the_readme_is_tested_here(lesson):
         "python ../../src/hdf5/pack.py check work/mnist.h5",
         "srun --ntasks 4 python ../../src/hdf5/pack.py folder work/files work/parallel.h5",
         "python waves.py",
+        "python ../check.py 11",
     ]
 
 

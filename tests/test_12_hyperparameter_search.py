@@ -17,6 +17,7 @@ from lesson import Root, assert_one_sentence
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 NAME = "12-hyperparameter-search"
+CHECK = "python lessons/check.py 12"  # typed in test_exercises.py
 
 SEARCH = (
     "python run.py search --name lr --search.optimizer.lr log:1e-4..1e-1 --search.batch_size 64,256 "
@@ -121,7 +122,7 @@ def weights(output: str) -> list[str]:
 
 def test_every_command_of_the_readme_is_tested_here(root):
     killing = [KILL, REQUEUE, CRASH, BOOT, LIST, RESUME]
-    assert root.commands == [SEARCH, SHOW, LIST, *killing, TEST, REPEAT, TENSORBOARD, MORE, DRY_RUN, GRID, HELP]
+    assert root.commands == [SEARCH, SHOW, LIST, *killing, TEST, REPEAT, TENSORBOARD, MORE, DRY_RUN, GRID, HELP, CHECK]
 
 
 # ---- on this machine, one trial after the other

@@ -16,6 +16,7 @@ from sge import Sge
 from training import Training, weights
 
 NAME = "14-containers-and-other-clusters"
+CHECK = "python lessons/check.py 14"  # typed in test_exercises.py
 STANDINS = f"lessons/{NAME}/standins"
 
 PATH = f"export PATH=$PWD/{STANDINS}:$PATH"
@@ -120,7 +121,7 @@ def state_of(shown, run):
 
 def test_every_command_of_the_readme_is_tested_here():
     known = [BUILD[0], PATH, TOUCH, DRY, SITE, USR2, LIST, PBS_DRY, SGE_DRY, PBS, CANCEL, TORCHRUN, MPIRUN]
-    assert readme_commands(REPOSITORY / "lessons" / NAME) == [*known, *SAGEMAKER, BUILD[1]]
+    assert readme_commands(REPOSITORY / "lessons" / NAME) == [*known, *SAGEMAKER, BUILD[1], CHECK]
 
 
 # Containers

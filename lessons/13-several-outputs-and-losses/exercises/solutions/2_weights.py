@@ -1,0 +1,25 @@
+"""Solution: the weighted sum is made once, and what is logged is the number of what is trained.
+
+python lessons/13-several-outputs-and-losses/exercises/solutions/2_weights.py
+"""
+
+import torch
+
+
+def total_loss(terms, weights):
+    """The loss to be trained, and what is logged: each term as it is, and their weighted sum as "loss".
+
+    terms: tensors by name. weights: numbers by name; a term without one counts once.
+    """
+    logged = {name: value.item() for name, value in terms.items()}
+    loss = sum(weights.get(name, 1.0) * value for name, value in terms.items())
+    logged["loss"] = loss.item()
+    return loss, logged
+
+
+if __name__ == "__main__":
+    for weight in (1.0, 100.0):
+        output = torch.tensor(3.0, requires_grad=True)
+        loss, logged = total_loss({"near": (output - 4) ** 2, "small": output**2}, {"small": weight})
+        loss.backward()
+        print(f"weight {weight:5}: logged {logged['loss']:6.1f}, trained {loss:.1f}, gradient {output.grad:.1f}")
