@@ -162,7 +162,7 @@ def test_help_names_every_flag_with_its_default(project):
         ("--time 00:00:00", ["--time '00:00:00'"]),
         ("--name a/b", ["--name 'a/b'"]),
         ("--fast_dev_run maybe", ["'maybe' is not expected"]),
-        ("--cluster pbs", ["--cluster pbs", "one of auto, slurm, local, debug"]),
+        ("--cluster lsf", ["--cluster lsf", "one of auto, slurm, local, debug, pbs, sge"]),
         ("--node 2", ["no flag --node", "--nodes"]),
         ("--max-epochs 2", ["no flag --max-epochs", "--max_epochs"]),
         ("--optimiser.lr 2", ["no flag --optimiser.lr", "--optimizer.lr"]),
@@ -399,17 +399,17 @@ def test_in_a_container(own, tmp_path):
     program = tmp_path / "bin/apptainer"
     program.parent.mkdir()
     program.write_text(
-        f'#!/bin/bash\necho "$@" >> {tmp_path}/calls\nwhile [ "$1" != image.sif ]; do shift; done\nshift\nexec "$@"\n'
+        f'#!/bin/bash\necho "$@" >> {tmp_path}/calls\nwhile [ "${{1##*/}}" != image.sif ]; do shift || exit; done\nshift\nexec "$@"\n'
     )
     program.chmod(0o755)
     (own.folder / "image.sif").touch()
     name = run_of(own.shell(f"PATH={program.parent}:$PATH python run.py --cluster local --container image.sif"))
     until(lambda: list((own.logs / name).glob("*_result.pkl")))
     prepare, train = (tmp_path / "calls").read_text().splitlines()
-    assert " image.sif python " in prepare and prepare.endswith("--prepare")
-    assert " image.sif python -u -m submitit" in train
+    assert "/image.sif python " in prepare and prepare.endswith("--prepare")
+    assert "/image.sif python -u -m submitit" in train
     assert ranks_of(own.logs / name)
-    assert_one_sentence(own.shell("python run.py --cluster debug --container image.sif"), "--cluster slurm or local")
+    assert_one_sentence(own.shell("python run.py --cluster debug --container image.sif"), "another --cluster")
 
 
 # Who started this process?
