@@ -6,6 +6,7 @@ assert cluster.wait(job) == "COMPLETED"
 cluster.sacct(job, "JobID,State,NodeList", "--duplicates")  one dict a row
 """
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -41,6 +42,22 @@ def unavailable() -> str | None:
     if subprocess.run(unshare, capture_output=True).returncode:
         return "root may not make namespaces on this machine"
     return None
+
+
+@contextlib.contextmanager
+def hosts_that_lead_to_themselves(cluster: "Cluster", folder: Path):
+    """The names of node1 and node2 lead to 127.0.1.1 on these nodes, as Debian's installer has it."""
+    nodes = {"node1": "10.77.0.11", "node2": "10.77.0.12"}
+    for own in nodes:
+        others = [f"{address} {node}" for node, address in nodes.items() if node != own]
+        hosts = folder / f"hosts-{own}"
+        hosts.write_text("\n".join(["127.0.0.1 localhost", f"127.0.1.1 {own}", "10.77.0.1 head", *others, ""]))
+        cluster.cluster_py("exec", own, "mount", "--bind", str(hosts), "/etc/hosts")
+    try:
+        yield
+    finally:
+        for node in nodes:
+            cluster.cluster_py("exec", node, "umount", "/etc/hosts")
 
 
 class Cluster:

@@ -10,7 +10,7 @@ import time
 
 import pytest
 import quick_python
-from cluster import unavailable
+from cluster import hosts_that_lead_to_themselves, unavailable
 from lesson import REPOSITORY, assert_one_sentence, readme_commands
 from training import clean, free_port
 
@@ -275,20 +275,17 @@ def test_a_job_of_four_processes(cluster, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_name_that_leads_to_the_node_itself(cluster, tmp_path):
-    (tmp_path / "hosts").write_text("127.0.0.1 localhost\n127.0.1.1 node2\n10.77.0.11 node1\n10.77.0.1 head\n")
-    cluster.cluster_py("exec", "node2", "mount", "--bind", str(tmp_path / "hosts"), "/etc/hosts")
-    try:
-        done = cluster.run(f"{README_COMMAND} --log_path {tmp_path}", REPOSITORY, timeout=300)
-    finally:
-        cluster.cluster_py("exec", "node2", "umount", "/etc/hosts")
+def test_names_that_lead_to_the_node_itself(cluster, tmp_path):
+    with hosts_that_lead_to_themselves(cluster, tmp_path):
+        done = cluster.run(f"{README_COMMAND} --log_path {tmp_path}", REPOSITORY, timeout=400)
+        # What it advises.
+        mended = cluster.run(f"GLOO_SOCKET_IFNAME=eth0 {README_COMMAND} --log_path {tmp_path}", REPOSITORY)
     assert done.returncode == 1
     said = bad(done)
-    assert "ERROR 2-3 host name: node2 is 127.0.1.1" in said, done.stdout + done.stderr
+    assert "WARNING 2-3 host name: node2 is 127.0.1.1" in said, done.stdout + done.stderr
     assert "export GLOO_SOCKET_IFNAME=eth0" in said
-    assert "all-reduce gloo" in said
-    done = cluster.run(f"GLOO_SOCKET_IFNAME=eth0 {README_COMMAND} --log_path {tmp_path}", REPOSITORY)  # what it advises
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search("ERROR \\d all-reduce gloo: Gloo connectFullMesh failed", said)
+    assert mended.returncode == 0, mended.stdout + mended.stderr
 
 
 @pytest.mark.slow

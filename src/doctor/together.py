@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import socket
 import sys
 import time
@@ -115,7 +116,7 @@ def all_reduce(backend, store, rank, size):
         entry = "connectFullMesh failed" if backend == "gloo" else "NCCL WARN"
         if "Unable to find address" in str(error):
             entry = "Unable to find address for"
-        text = str(error).strip().splitlines()[0][:200]
+        text = re.sub(r"\[\S+:\d+\] ", "", str(error).strip().splitlines()[0])[:200]  # without torch's own file
         variable = f"{backend.upper()}_SOCKET_IFNAME"  # such as eth0, ib0
         do = f"name the interface between the nodes with {variable}" + (
             ", NCCL_DEBUG=INFO says more" * (device != "cpu")
