@@ -113,18 +113,24 @@ def main():
 
     lesson = lessons[args.lesson]
     sys.dont_write_bytecode = True
-    if PROCESSES.get_start_method() == "fork":  # once for all
-        sys.path.insert(0, str(lesson / "exercises"))
+    sys.path.insert(0, str(lesson / "exercises"))
+    try:
         importlib.import_module("checks")
+    except ModuleNotFoundError as error:
+        sys.exit(f"{error.name} is not installed for this Python: activate the environment, as the README says")
     wrong = 0
     for path in exercises(lesson):
         if args.exercise is not None and not path.name.startswith(f"{args.exercise}_"):
             continue
+        print(f"{path.name:24}  ", end="", flush=True)
         hint = hint_for(path.parent / "solutions" / path.name if args.solutions else path, lesson)
         wrong += hint is not None
-        print(f"{path.name:24}  {'right' if hint is None else f'not yet: {hint}'}", flush=True)
+        print("right" if hint is None else f"not yet: {hint}", flush=True)
     sys.exit(wrong > 0)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

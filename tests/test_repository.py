@@ -1,5 +1,6 @@
 """What holds for the whole repository: the lessons build on each other, the READMEs say what is there."""
 
+import functools
 import re
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import pytest
 from lesson import REPOSITORY, readme_commands
 
 READMES = sorted([REPOSITORY / "README.md", REPOSITORY / "data/README.md", *REPOSITORY.glob("lessons/*/README.md")])
+TROUBLESHOOTING = REPOSITORY / "lessons/troubleshooting.md"
 
 
 def test_the_readmes_show_todays_changes():
@@ -18,12 +20,39 @@ def test_the_readmes_show_todays_changes():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+@pytest.mark.parametrize("readme", [*READMES, TROUBLESHOOTING], ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_every_link_to_a_file_leads_somewhere(readme):
     text = re.sub(r"```.*?```", "", readme.read_text(), flags=re.DOTALL)
     links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not link.startswith(("http", "#"))]
     for link in links:
         assert (readme.parent / link.split("#")[0]).exists(), link
+
+
+def flags_in(text):
+    """Of every run.py or main.py that stands in it, the flags up to the end of the line or of the code."""
+    for _, rest in re.findall(r"(?<!benchmarks/)((?:run|main|train)\.py)\b([^`\n|;]*)", text):
+        yield from re.findall(r"(?<=\s)--([a-z]\w*)", rest)
+
+
+@functools.cache
+def helps(folder):
+    """What the programs of a lesson, or of the root, say about themselves."""
+    programs = ["run.py"] if (folder / "run.py").exists() else ["src/main.py"]
+    if folder == REPOSITORY:
+        programs += ["run.py search", "src/train.py"]
+    text = ""
+    for program in programs:
+        command = [sys.executable, *program.split(), "--help"]
+        text += subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+    return text
+
+
+@pytest.mark.parametrize("readme", [*READMES, TROUBLESHOOTING], ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_every_flag_that_is_named_exists(readme):
+    number = re.match(r"\d\d", readme.parent.name)
+    own = number and 1 <= int(number[0]) <= 8
+    known = set(re.findall(r"--(\w+)", helps(readme.parent if own else REPOSITORY)))
+    assert set(flags_in(readme.read_text())) - known == set()
 
 
 def test_the_readme_starts_with_exactly_two_commands():
@@ -45,6 +74,8 @@ def test_a_correction_is_carried_forward(tmp_path):
     for folder in [*lessons, tmp_path]:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "run.py").write_text("".join(ten_lines))
+        (folder / "exercises").mkdir()
+        (folder / "exercises/checks.py").write_text("".join(ten_lines))
     (tmp_path / "run.py").write_text("".join(ten_lines[:-1]) + "the root's own\n")
     (lessons[2] / "run.py").write_text("lesson 3's own\n" + "".join(ten_lines[1:]))
     shutil.copy(REPOSITORY / "lessons/carry.py", tmp_path / "lessons")
@@ -53,6 +84,7 @@ def test_a_correction_is_carried_forward(tmp_path):
     git("commit", "--quiet", "--message", "before")
 
     (lessons[0] / "run.py").write_text("corrected\n" + "".join(ten_lines[1:]))
+    (lessons[0] / "exercises/checks.py").write_text("corrected\n")  # each lesson has its own
     done = subprocess.run([sys.executable, tmp_path / "lessons/carry.py", "1"], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stdout.splitlines() == [

@@ -24,8 +24,8 @@ def work(rank, folder, answers, function, calls):
     answers.put((rank, "ready"))
     try:
         answers.put((rank, [function(*arguments) for arguments in calls]))
-    except Exception as error:
-        answers.put((rank, error))
+    except BaseException as error:  # as words: not every error can be sent
+        answers.put((rank, RuntimeError(f"{type(error).__name__} in rank {rank}: {error}")))
     time.sleep(3600)  # until it is ended: a process that leaves would end the others' waiting
 
 

@@ -1,6 +1,6 @@
 """Solution: all processes call all_reduce(), also if only one of them says the result.
 
-python exercises/solutions/1_hang.py
+torchrun --nproc_per_node 2 exercises/solutions/1_hang.py
 
 The same holds for compute() of a metric, and for save_checkpoint() of Lightning: they wait for all.
 """

@@ -1,6 +1,6 @@
 """Solution: each process gets as many images as the others, so it makes as many steps.
 
-python exercises/solutions/2_uneven.py
+torchrun --nproc_per_node 2 exercises/solutions/2_uneven.py
 
 Here the last image is left out. DistributedSampler does the other thing: it takes the first one twice.
 """

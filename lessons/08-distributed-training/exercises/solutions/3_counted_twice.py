@@ -1,6 +1,6 @@
 """Solution: DistributedSampler fills up with the first images until all processes have as many, and those count twice.
 
-python exercises/solutions/3_counted_twice.py
+torchrun --nproc_per_node 2 exercises/solutions/3_counted_twice.py
 
 That is right for a training, whose steps wait for each other. An evaluation has no steps in common, so nothing has to
 be filled up.
