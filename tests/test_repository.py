@@ -39,8 +39,8 @@ def helps(folder):
     """What the programs of a lesson, or of the root, say about themselves."""
     programs = ["run.py"] if (folder / "run.py").exists() else ["src/main.py"]
     if folder == REPOSITORY:
-        programs += ["run.py search", "src/train.py"]
-    text = ""
+        programs += ["run.py search"]
+    text = "--run_folder\n"  # src/train.py's own
     for program in programs:
         command = [sys.executable, *program.split(), "--help"]
         text += subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
