@@ -135,7 +135,8 @@ def log_of(run, rank=0):
     return text(run / f"{run.name}_{rank}_log.out")
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 4])
 def test_a_job_in_a_container_is_queued_again_from_outside(root, cluster, alone, processes):
     """Inside there is no scontrol, and nothing of the disk but what is bound."""
     fewer = "--nodes 1 --tasks_per_node 1 --cpus_per_task 1" if processes == 1 else ""
@@ -278,6 +279,7 @@ def test_the_scripts_for_pbs_and_sge_are_complete_and_explained(root):
     assert not (root.folder / "logs").exists()
 
 
+@pytest.mark.slow
 def test_pbs_time_is_up_queued_again_and_cancelled_while_pending(root, pbs, alone):
     run = run_of(root, pbs(f"{PBS} {SHORT} {SLOWLY} 0.1"))
     second = run_of(root, pbs(f"{PBS} {SHORT} --name second"))

@@ -88,7 +88,10 @@ COLUMNS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("command", ["lesson", "step data", "launch scaling", "cifar"])
+@pytest.mark.parametrize(
+    "command",
+    ["data", *(pytest.param(tables, marks=pytest.mark.slow) for tables in ("lesson step", "launch scaling", "cifar"))],
+)
 def test_each_table_in_its_smallest_setting(command, tmp_path):
     done = Here().run(f"python tests/benchmarks/run.py {command}", f"--smallest --results {tmp_path}")
     assert done.returncode == 0, done.stderr
@@ -136,6 +139,7 @@ def test_all_reduce_and_what_follows_from_it(tmp_path):
     assert (tmp_path / "scaling.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_the_callbacks(tmp_path):
     done = Here().run("torchrun --nproc_per_node 2 tests/benchmarks/callbacks.py", "--steps 10 --batch_size 8")
     assert done.returncode == 0, done.stderr
