@@ -31,7 +31,7 @@ def free_port():
 
 
 def python_here(job):
-    """The Python of the job. A login node may have no containers: then this one, which does for all but the training."""
+    """The Python of the job. Where no containers can run, as on some login nodes: this one."""
     if job.container and not shutil.which(container_program(job)):
         return [sys.executable]
     Path(job.log_path).mkdir(parents=True, exist_ok=True)  # what is shown in a container has to be there
