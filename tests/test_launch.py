@@ -399,7 +399,8 @@ def test_in_a_container(own, tmp_path):
     program = tmp_path / "bin/apptainer"
     program.parent.mkdir()
     program.write_text(
-        f'#!/bin/bash\necho "$@" >> {tmp_path}/calls\nwhile [ "${{1##*/}}" != image.sif ]; do shift || exit; done\nshift\nexec "$@"\n'
+        f'#!/bin/bash\necho "$@" >> {tmp_path}/calls\n'
+        'while [ "${1##*/}" != image.sif ]; do shift || exit; done\nshift\nexec "$@"\n'
     )
     program.chmod(0o755)
     (own.folder / "image.sif").touch()
