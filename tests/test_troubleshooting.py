@@ -378,7 +378,8 @@ def test_due_to_time_limit(cluster, tmp_path):
 
 @pytest.mark.slow
 def test_due_to_preemption(cluster, tmp_path):
-    job = cluster.submit("--partition=low --nodes=4 --exclusive --wrap='srun sleep 600'", tmp_path)
+    ignores = """--wrap='trap "" TERM; sleep 600'"""  # else it has ended before Slurm says why
+    job = cluster.submit(f"--partition=low --nodes=4 --exclusive --open-mode=append {ignores}", tmp_path)
     log = tmp_path / f"slurm-{job}.out"
     wait_until(lambda: log.exists())
     urgent = cluster.submit("--partition=urgent --nodes=4 --exclusive --wrap=hostname", tmp_path)
