@@ -206,23 +206,27 @@ def crash(cluster, run, moment):
     node = moment.choice(nodes.split())
     assert cluster.cluster_py(*CRASH.split()[2:-1], node).returncode == 0
     until(lambda: "R" not in cluster.run(f"squeue --noheader --jobs={run.name} --format=%t", "/").stdout)
+    # A node that does not answer is told again, after a minute, to end the job. Who is back by then would end the next
+    # attempt of the job. A real node takes longer to boot.
+    time.sleep(70)
     assert cluster.cluster_py(*BOOT.split()[2:-1], node).returncode == 0
 
 
 def kill_9(cluster, run, moment):
-    """All processes on the first node; Slurm calls the job FAILED. Then it is resumed, as a job of its own."""
+    """All Python on the first node; Slurm calls the job FAILED. Then it is resumed, as a job of its own."""
     cluster.run(for_run(KILL_9, run.name), "/")
 
 
 TIMES = int(os.environ.get("CAMPAIGN", 1))  # CAMPAIGN=5 python -m pytest -m slow takes a quarter of an hour
+ALONE_ON_ITS_NODES = ["preempted", "node crashed", "kill -9"]  # these ways hit whatever runs there
 WAYS = {"preempted": preempt, "time limit": None, "requeued": requeue, "node crashed": crash, "kill -9": kill_9}
 
 
 def survive(way, number, root, cluster, reference):
     """One run of the campaign; its row in the table."""
     moment = random.Random(f"{way} {number}")
-    whole_nodes = "--mem 8000M" if way in ("preempted", "node crashed") else "--mem 4G"  # else two runs share a node
-    flags = f"{SHORT} {whole_nodes} --name {way.replace(' ', '_')} --num_workers {number % 2}"
+    memory = "8000M" if way in ALONE_ON_ITS_NODES else "4G"  # of 8: two runs share a node
+    flags = f"{SHORT} --mem {memory} --name {way.replace(' ', '_')} --num_workers {number % 2}"
     flags += f" {SLOWLY} {1.2 if way == 'time limit' else 0.6}"
     flags += {"time limit": " --time 00:03:00", "preempted": " --partition low"}.get(way, "")
     began = time.monotonic()
@@ -277,8 +281,8 @@ def test_campaign(root, own_cluster):
     reference = start(root, cluster, f"python run.py --config {CONFIG}", SHORT)
     assert cluster.wait(reference.name) == "COMPLETED"
     rows = []
-    # Those that take nodes away from others have nodes for themselves: two at once. Of the others four.
-    for at_once, ways in ((2, ["preempted", "node crashed"]), (4, ["time limit", "requeued", "kill -9"])):
+    others = [way for way in WAYS if way not in ALONE_ON_ITS_NODES]
+    for at_once, ways in ((2, ALONE_ON_ITS_NODES), (4, others)):  # there are four nodes, and each run takes two
         with ThreadPoolExecutor(at_once) as pool:
             runs = [
                 pool.submit(survive, way, number, root, cluster, reference) for number in range(TIMES) for way in ways
