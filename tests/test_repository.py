@@ -10,7 +10,7 @@ import pytest
 from lesson import REPOSITORY, readme_commands
 
 READMES = sorted([REPOSITORY / "README.md", REPOSITORY / "data/README.md", *REPOSITORY.glob("lessons/*/README.md")])
-TROUBLESHOOTING = REPOSITORY / "lessons/troubleshooting.md"
+PAGES = [*READMES, *sorted(REPOSITORY.glob("lessons/*.md"))]
 
 
 def test_the_readmes_show_todays_changes():
@@ -20,7 +20,7 @@ def test_the_readmes_show_todays_changes():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("readme", [*READMES, TROUBLESHOOTING], ids=lambda path: str(path.relative_to(REPOSITORY)))
+@pytest.mark.parametrize("readme", PAGES, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_every_link_to_a_file_leads_somewhere(readme):
     text = re.sub(r"```.*?```", "", readme.read_text(), flags=re.DOTALL)
     links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not link.startswith(("http", "#"))]
@@ -47,7 +47,7 @@ def helps(folder):
     return text
 
 
-@pytest.mark.parametrize("readme", [*READMES, TROUBLESHOOTING], ids=lambda path: str(path.relative_to(REPOSITORY)))
+@pytest.mark.parametrize("readme", PAGES, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_every_flag_that_is_named_exists(readme):
     number = re.match(r"\d\d", readme.parent.name)
     own = number and 1 <= int(number[0]) <= 8
