@@ -294,6 +294,7 @@ def test_the_small_network_prints_the_digits_of_lesson_6(lesson, tmp_path):
     assert len(epochs(after.stdout)) == 1 and epochs(after.stdout) == epochs(before.stdout)
 
 
+@pytest.mark.slow
 def test_limits_and_pages_of_a_resnet(lesson):
     flags = "--cluster debug --limit_train_batches 3 --limit_val_batches 2 --log_path logs/resnet"
     done = lesson.run(RESNET, flags, real=True)

@@ -229,6 +229,7 @@ def test_an_image_is_augmented_alike_whoever_trains_on_it(lesson):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_two_local_jobs_at_once_mixed_precision_sync_batchnorm_and_crops(lesson):
     crops = f"--dataset colour-mnist --arch cnn --lr 0.003 {SHORT} --batch_size 1000 --logger csv"
     first, second = [
@@ -399,6 +400,7 @@ def test_ddp_steps_print_what_the_readme_shows(lesson):
     assert f"one process, all images: {' '.join(joint[0])}" in done.stdout
 
 
+@pytest.mark.slow
 def test_scaling_prints_its_table(lesson):
     done = lesson.run("python scaling.py", "--rounds 1")
     assert done.returncode == 0, done.stderr

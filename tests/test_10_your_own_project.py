@@ -118,6 +118,7 @@ def test_load_in_python(project, trained):
     assert done.returncode == 0 and done.stdout.startswith("AngleFinder("), done.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_machine(project):
     done = project.run(LOCAL, "--max_epochs 2")
     assert done.returncode == 0, done.stderr

@@ -61,8 +61,8 @@ def test_the_commands_of_the_readme():
     assert Here().commands == [
         "python tests/benchmarks/run.py",
         "python tests/benchmarks/run.py lesson",
-        "python tests/benchmarks/run.py step data",
-        "python tests/benchmarks/run.py launch scaling",
+        "python tests/benchmarks/run.py data",
+        "python tests/benchmarks/run.py step launch scaling",
         "python tests/benchmarks/run.py --write",
         "python tests/benchmarks/waits.py",
         "python tests/benchmarks/scaling.py",
@@ -88,10 +88,10 @@ COLUMNS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["data", *(pytest.param(tables, marks=pytest.mark.slow) for tables in ("lesson step", "launch scaling", "cifar"))],
-)
+SLOW = ("lesson", "step launch scaling", "cifar")
+
+
+@pytest.mark.parametrize("command", ["data", *(pytest.param(tables, marks=pytest.mark.slow) for tables in SLOW)])
 def test_each_table_in_its_smallest_setting(command, tmp_path):
     done = Here().run(f"python tests/benchmarks/run.py {command}", f"--smallest --results {tmp_path}")
     assert done.returncode == 0, done.stderr
@@ -111,6 +111,7 @@ def test_each_table_in_its_smallest_setting(command, tmp_path):
         assert f"with {result['machine']}" in " ".join(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_all_reduce_and_what_follows_from_it(tmp_path):
     """The model's own numbers: what hides behind the backward pass costs nothing, what does not costs itself."""
     from scaling import Network, efficiency, exposed

@@ -125,7 +125,7 @@ def assert_equal(parts, whole):
     assert curves(parts[-1].folder) == curves(whole.folder)
 
 
-@pytest.mark.parametrize(("processes", "workers"), [(1, 2), (2, 0)])
+@pytest.mark.parametrize(("processes", "workers"), [(1, 2), pytest.param(2, 0, marks=pytest.mark.slow)])
 def test_killed_with_the_commands_that_are_typed(unbroken, tmp_path, processes, workers):
     flags = f"{FLAGS} --num_workers {workers}"
     parts = [Training(tmp_path / "run", flags, launcher=PYTHON if processes == 1 else torchrun())]
