@@ -72,8 +72,8 @@ def root(tmp_path):
 def pbs(root, tmp_path):
     """Types a command where qsub is the stand-in's."""
 
-    def type_(command):
-        return root.shell(f"{PATH}; {command}", PBS_STANDIN=str(tmp_path / "pbs"), **MPI)
+    def type_(command, **options):
+        return root.shell(f"{PATH}; {command}", PBS_STANDIN=str(tmp_path / "pbs"), **MPI, **options)
 
     return type_
 
@@ -322,7 +322,7 @@ def test_pbs_at_the_real_time_limit_and_a_failure(root, pbs, alone):
 
 @pytest.mark.slow
 def test_pbs_with_the_container(root, pbs, alone):
-    run = run_of(root, pbs(f"{PBS} {SHORT} --container project.sif"))
+    run = run_of(root, pbs(f"{PBS} {SHORT} --container project.sif", real=True))  # what is installed in the image
     until(lambda: text(run / "exit_code"))
     assert text(run / "exit_code") == "0\n" and checksum_in(text(run / "log.out")) == alone(2)
 
