@@ -32,14 +32,24 @@ def pytest_collection_modifyitems(items):
     items.sort(key=place)
 
 
-@pytest.fixture(scope="session")
-def cluster():
-    """A running practice cluster (see cluster.py), one for the whole session."""
+def running_cluster():
     if reason := unavailable():
         # In CI a Slurm test that is skipped would be a Slurm test that nobody ever runs.
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
     with Cluster() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """A running practice cluster (see cluster.py), one for the whole session."""
+    yield from running_cluster()
+
+
+@pytest.fixture
+def own_cluster():
+    """One for a single test, in which nodes crash."""
+    yield from running_cluster()
 
 
 @pytest.fixture(scope="session")

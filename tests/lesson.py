@@ -26,6 +26,22 @@ TEST_LINE = re.compile(
 )
 
 
+# What makes a run slow without using the CPU, so that several can be killed at once on a small machine.
+SLOW = """
+import time
+
+import lightning as L
+
+
+class Slow(L.Callback):
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+
+    def on_train_batch_end(self, *args):
+        time.sleep(self.seconds)
+"""
+
+
 def readme_commands(folder: Path, name: str = "README.md") -> list[str]:
     """The lines of all ```bash blocks of the folder's README.md, or of another page."""
     blocks = re.findall(r"^```bash\n(.*?)^```", (folder / name).read_text(), re.MULTILINE | re.DOTALL)

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, unavailable
-from lesson import Root
+from cluster import Cluster
+from lesson import SLOW, Root
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 NAME = "09-surviving-preemption"
@@ -32,20 +32,6 @@ COMPARE = f"python lessons/{NAME}/compare.py 1 2"
 ATTEMPTS = "sacct -X -D --format=JobID,JobName,Partition,NodeList,State,Elapsed"
 HERE = f"python run.py --config {CONFIG} --cluster debug --nodes 1 --tasks_per_node 1"
 
-# What makes a run slow without using the CPU, so that several can be killed at once on a small machine.
-SLOW = """
-import time
-
-import lightning as L
-
-
-class Slow(L.Callback):
-    def __init__(self, seconds: float):
-        self.seconds = seconds
-
-    def on_train_batch_end(self, *args):
-        time.sleep(self.seconds)
-"""
 # 28 steps an epoch; checkpoints and validations in the middle of one; dropout draws random numbers in every step.
 SHORT = "--batch_size 2000 --max_epochs 2 --checkpoint_every 7 --validate_every 10 --model.dropout 0.2"
 SLOWLY = "--callbacks+=src.callbacks.slow.Slow --callbacks.seconds"
@@ -176,15 +162,6 @@ def test_ctrl_c_and_cancel_without_slurm(root):
     assert curves(run) == curves(other)
     done = root.shell(f"python lessons/{NAME}/compare.py {other.name} {run.name}")
     assert f"the weights of {run.name} are those of {other.name}, to the last bit" in done.stdout, done.stderr
-
-
-@pytest.fixture
-def own_cluster():
-    """For this file alone: nodes crash."""
-    if reason := unavailable():
-        pytest.skip(reason)
-    with Cluster() as cluster:
-        yield cluster
 
 
 def preempt(cluster, run, moment):

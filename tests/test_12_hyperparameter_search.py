@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cluster import Cluster, unavailable
 from lesson import Root, assert_one_sentence
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -392,15 +391,6 @@ def test_nothing_that_describes_imports_torch_or_optuna(root):
 
 
 # ---- on the practice cluster
-
-
-@pytest.fixture
-def own_cluster():
-    """For this file alone: nodes crash."""
-    if reason := unavailable():
-        pytest.skip(reason)
-    with Cluster() as cluster:
-        yield cluster
 
 
 def log_of(run: Path, rank: int = 0) -> str:

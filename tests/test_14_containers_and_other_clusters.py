@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from lesson import REPOSITORY, Root, assert_one_sentence, modules_of, readme_commands
+from lesson import REPOSITORY, SLOW, Root, assert_one_sentence, modules_of, readme_commands
 from sge import Sge
 from training import Training, weights
 
@@ -44,19 +44,6 @@ BUILD = [
 # 28 steps an epoch; dropout draws random numbers in every step; a step takes a while, so that it can be interrupted.
 SHORT = "--batch_size 2000 --max_epochs 2 --checkpoint_every 7 --model.dropout 0.2"
 SLOWLY = "--callbacks+=slow.Slow --callbacks.seconds"
-SLOW = """
-import time
-
-import lightning as L
-
-
-class Slow(L.Callback):
-    def __init__(self, seconds: float):
-        self.seconds = seconds
-
-    def on_train_batch_end(self, *args):
-        time.sleep(self.seconds)
-"""
 MPI = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}  # the tests run as root
 
 

@@ -20,7 +20,7 @@ from src.launch import qsub
 from src.launch.checks import heed, run_checks
 from src.launch.flags import parse
 from src.launch.job import ROOT, find_cluster
-from src.launch.ranks import MPICH, OPEN_MPI, TORCHRUN, started_by, started_by_srun, strays
+from src.launch.ranks import MPICH, OPEN_MPI, TORCHRUN, drop_strays, started_by, started_by_srun
 from src.launch.script import python_command, sbatch_parameters
 from src.launch.slurm import ACTIVE, ask
 from src.launch.submit import free_port
@@ -61,8 +61,7 @@ def doctor(argv):
     heed(run_checks(request), False)
     if job.processes == 1 and job.cluster != "slurm":
         become_one(request, own, expected)
-    for name in strays(os.environ):
-        del os.environ[name]
+    drop_strays()
     shape = [f"--nodes={job.nodes}", f"--tasks_per_node={job.tasks_per_node}", f"--patience={own['patience']}"]
     (submit if job.cluster == "slurm" else start_here)(job, [str(ROOT / "run.py"), "doctor", *rest, *shape])
 

@@ -45,6 +45,12 @@ def strays(environment):
     return sorted(key for key in environment if key in OURS or (key.startswith(LAUNCHERS) and key not in KEPT))
 
 
+def drop_strays():
+    """Take these variables out of this process's environment, before it starts others."""
+    for name in strays(os.environ):
+        del os.environ[name]
+
+
 def first_set(names):
     """The whole number in the first of these variables that is set, else None."""
     return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), None)

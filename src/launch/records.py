@@ -45,6 +45,18 @@ def parent_of(folder):
     return folder.parent.parent if is_trial(folder) else folder.parent
 
 
+def typed(folder, *parts):
+    """How a run or a study, or a part of it, is named in a command."""
+    known = folder.parent == log_path()
+    return "/".join([folder.name if known else os.path.relpath(folder), *map(str, parts)])
+
+
+def list_typed(folder):
+    """The command that lists the runs among which this folder lies."""
+    known = folder.parent == log_path()
+    return "list" if known else f"list --log_path {os.path.relpath(folder.parent)}"
+
+
 def refuse_trial(folder):
     """resume: what a trial is worth has to be told to its study."""
     trial = folder / "trial.json"

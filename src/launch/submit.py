@@ -15,11 +15,10 @@ from pathlib import Path
 import submitit
 
 from src.launch import provenance, qsub
-from src.launch.files import log_path
 from src.launch.job import ROOT, minutes
 from src.launch.payload import Run
-from src.launch.ranks import export_ranks, strays
-from src.launch.records import make_folder, this_process, write_end, write_record
+from src.launch.ranks import drop_strays, export_ranks
+from src.launch.records import list_typed, make_folder, this_process, typed, write_end, write_record
 from src.launch.script import container_program, python_command, sbatch_parameters
 
 
@@ -28,6 +27,20 @@ def free_port():
     with socket.socket() as listener:
         listener.bind(("", 0))  # 0: the system chooses
         return listener.getsockname()[1]
+
+
+def clean_environment():
+    """For the processes that are started from here: nothing of another job."""
+    drop_strays()
+    os.environ["PYTHONSAFEPATH"] = "1"  # as the script for Slurm has it: no modules of the folder where one is
+
+
+def as_noted(job):
+    """The job as the configuration of its run holds it, a dictionary."""
+    noted = dataclasses.asdict(job)
+    if job.cluster in ("local", "debug"):  # nobody gives out CPUs: the processes share those of this machine
+        noted["cpus_per_task"] = max(1, min(job.cpus_per_task, os.cpu_count() // job.tasks_per_node))
+    return noted
 
 
 def python_here(job):
@@ -43,10 +56,7 @@ def prepare(command, request):
 
     Returns the whole configuration as YAML.
     """
-    job = dataclasses.asdict(request.job)
-    if request.job.cluster in ("local", "debug"):  # nobody gives out CPUs: the processes share those of this machine
-        job["cpus_per_task"] = max(1, min(job["cpus_per_task"], os.cpu_count() // job["tasks_per_node"]))
-    arguments = [command, *request.arguments, "--job", json.dumps(job)]
+    arguments = [command, *request.arguments, "--job", json.dumps(as_noted(request.job))]
     if request.job.cluster == "debug":  # the process that trains: torch is imported once
         from src.train import prepare
 
@@ -71,9 +81,7 @@ def print_config(command, request):
 def submit(command, request, folder=None):
     """Start the run and say what to type next. folder: of the run that goes on; None: a new one."""
     job = request.job
-    for name in strays(os.environ):
-        del os.environ[name]
-    os.environ["PYTHONSAFEPATH"] = "1"  # as the script for Slurm has it: no modules of the folder where one is
+    clean_environment()
     config = prepare(command, request)
     Path(job.log_path).mkdir(parents=True, exist_ok=True)
     if job.cluster == "slurm":
@@ -128,22 +136,34 @@ def submit_to_slurm(command, config, request, folder):
                 path.unlink()
         sys.exit("Slurm did not take the job, nothing was submitted")
     finally:
-        for link in parent.glob(".submission_file_*"):  # what submitit leaves behind, links to the scripts
-            if link.is_symlink():
-                link.unlink(missing_ok=True)
+        remove_links(parent)
     job_id, new_folder = submitted.job_id, submitted.paths.folder
     if not folder and (new_folder / "run.json").exists():
         subprocess.run(["scancel", job_id])
         sys.exit(f"job {job_id} would go on with the old run in {new_folder}: Slurm counts anew, so move it away")
-    try:
+    with held_back(job_id):
         (new_folder / "config.yaml").write_text(config)
         provenance.store(new_folder, job_id if folder else "")
         write_record(new_folder, command, job, id=job_id)
+    print_next(new_folder)
+
+
+def remove_links(folder):
+    """Remove what submitit leaves behind in a folder: links to the scripts."""
+    for link in folder.glob(".submission_file_*"):
+        if link.is_symlink():
+            link.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def held_back(job_id):
+    """Inside, the folder of a job is filled. Then it may start; if that fails it is cancelled."""
+    try:
+        yield
     except BaseException:  # Ctrl-C too
         subprocess.run(["scancel", job_id])
         raise
     subprocess.run(["scontrol", "update", f"JobId={job_id}", "StartTime=now"])  # if it fails: in a minute
-    print_next(new_folder)
 
 
 def submit_to_qsub(command, job, folder, goes_on):
@@ -194,9 +214,7 @@ def submit_here(command, config, request, folder, goes_on):
 
 def print_next(folder):
     """What to type next."""
-    known = folder.parent == log_path()
-    name = folder.name if known else os.path.relpath(folder)
     print(f"run {folder.name}    {os.path.relpath(folder)}")
-    print(f"follow the log      python run.py log {name} -f")
-    print(f"see all runs        python run.py list{'' if known else f' --log_path {os.path.relpath(folder.parent)}'}")
+    print(f"follow the log      python run.py log {typed(folder)} -f")
+    print(f"see all runs        python run.py {list_typed(folder)}")
     print(f"open TensorBoard    tensorboard --logdir {os.path.relpath(folder.parent)}")

@@ -12,7 +12,6 @@ python run.py log lr/3                         each trial is a run: log, report,
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -23,11 +22,10 @@ from src.launch.checks import ERROR, heed, run_checks
 from src.launch.files import JOB_KEYS, SETTINGS_KEYS, log_path, read_config
 from src.launch.flags import check_types, parse, split_flags
 from src.launch.job import ROOT, find_cluster
-from src.launch.ranks import strays
 from src.launch.records import find_study
 from src.launch.script import explained_script
 from src.launch.slurm import ACTIVE
-from src.launch.submit import print_config, python_here
+from src.launch.submit import as_noted, clean_environment, print_config, python_here
 from src.search.space import SYNTAX, combinations, examples, make_parser, read_search, read_space, split
 from src.settings import smaller_is_better
 
@@ -149,14 +147,9 @@ def check_values(request, space):
 def prepare_study(request, space):
     """Check each value that can be searched, as far as that needs torch; returns the merged configuration as YAML."""
     job = request.job
-    for name in strays(os.environ):  # as src/launch/submit.py
-        del os.environ[name]
-    os.environ["PYTHONSAFEPATH"] = "1"
-    noted = dataclasses.asdict(job)
-    if job.cluster == "debug":
-        noted["cpus_per_task"] = max(1, min(job.cpus_per_task, os.cpu_count()))
+    clean_environment()
     values = {name: examples(values) for name, values in space.items()}
-    task = {"arguments": [*request.arguments, f"--job={json.dumps(noted)}"], "values": values}
+    task = {"arguments": [*request.arguments, f"--job={json.dumps(as_noted(job))}"], "values": values}
     if job.cluster == "debug":
         from src.search.check import prepare_study
 

@@ -4,7 +4,6 @@ import dataclasses
 import fcntl
 import os
 import shlex
-import subprocess
 import sys
 from datetime import datetime
 
@@ -12,16 +11,15 @@ from submitit.core.utils import DelayedSubmission, FailedJobError, JobPaths
 from submitit.slurm.slurm import _make_sbatch_string
 
 from src.launch import provenance
-from src.launch.files import log_path
 from src.launch.payload import Run
 from src.launch.ranks import export_ranks
-from src.launch.records import name_of, this_process, write_end, write_record
+from src.launch.records import list_typed, name_of, this_process, typed, write_end, write_record
 from src.launch.runs import describe_all
 from src.launch.script import python_command, sbatch_parameters
 from src.launch.slurm import ACTIVE
-from src.launch.submit import Executor
+from src.launch.submit import Executor, held_back, remove_links
 from src.search import study
-from src.search.table import show, typed
+from src.search.table import show
 
 
 class TrialRun(Run):
@@ -120,7 +118,7 @@ def run_here(folder, job, numbers):
 
 
 def submit(folder, job, numbers, at_once):
-    """A job array, a task for each trial. It may start when its folders are filled, as in src/launch/submit.py."""
+    """A job array, a task for each trial."""
     for number in numbers:
         (folder / str(number)).mkdir(exist_ok=True)
     executor = ArrayExecutor(folder, max_num_timeout=job.requeues, python=shlex.join(python_command(job)))
@@ -131,16 +129,10 @@ def submit(folder, job, numbers, at_once):
         executor.script.unlink()
         sys.exit(f"Slurm did not take the jobs. When that is mended:   python run.py resume {typed(folder)}")
     finally:
-        for link in folder.glob(".submission_file_*"):
-            if link.is_symlink():
-                link.unlink(missing_ok=True)
-    try:
+        remove_links(folder)
+    with held_back(job_id):
         for number in numbers:
             write_record(folder / str(number), "fit", job, id=f"{job_id}_{number}")
-    except BaseException:  # Ctrl-C too
-        subprocess.run(["scancel", job_id])
-        raise
-    subprocess.run(["scontrol", "update", f"JobId={job_id}", "StartTime=now"])  # if it fails: in a minute
     print_next(folder, len(numbers), at_once)
 
 
@@ -148,8 +140,7 @@ def print_next(folder, trials, at_once):
     """What to type next."""
     jobs = f"{trials} job{'s' * (trials > 1)}, {at_once} at the same time"
     print(f"study {folder.name}    {os.path.relpath(folder)}    {jobs}")
-    known = folder.parent == log_path()
-    print(f"see all jobs        python run.py list{'' if known else f' --log_path {os.path.relpath(folder.parent)}'}")
+    print(f"see all jobs        python run.py {list_typed(folder)}")
     print(f"what it has found   python run.py search {typed(folder)}")
     print(f"go on, if broken    python run.py resume {typed(folder)}")
     print(f"open TensorBoard    tensorboard --logdir {os.path.relpath(folder)}")

@@ -3,18 +3,11 @@
 import csv
 import os
 
-from src.launch.files import log_path
-from src.launch.records import name_of
+from src.launch.records import name_of, typed
 from src.launch.runs import describe_all
 from src.launch.slurm import ACTIVE
 from src.search import study
 from src.search.space import Range, read_space
-
-
-def typed(folder, *parts):
-    """How a study, or a run in it, is named in a command."""
-    known = folder.parent == log_path()
-    return "/".join([folder.name if known else os.path.relpath(folder), *map(str, parts)])
 
 
 def show(folder):

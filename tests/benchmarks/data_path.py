@@ -10,8 +10,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from lesson import Lesson
-from measure import ROOT, Printed, Table, Target, rounds, run
+from measure import ROOT, Table, Target, own_benchmark, rounds
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets, transforms
@@ -152,19 +151,9 @@ def measure(smallest):
             table.add(name, sample_by_sample=sample, by_the_batch=batch, ratio=batch / sample)
     sections = {"data": table}
     if not smallest:
-        sections["data-11"] = lesson_11()
+        sections["data-11"] = own_benchmark("11-data-for-hpc-file-systems", "python benchmark.py")
     targets = [
         Target(f"{name}: by the batch, times as many images", table.mean(name, "ratio"), 20, at_least=True)
         for name in cases
     ]
     return sections, targets
-
-
-def lesson_11():
-    """Lesson 11's own benchmark, in a copy of its folder."""
-    with tempfile.TemporaryDirectory() as parent:
-        lesson = Lesson("11-data-for-hpc-file-systems", Path(parent))
-        (Path(parent) / "src").symlink_to(ROOT / "src")
-        command = "python benchmark.py"
-        assert command in lesson.commands
-        return Printed(run(command, lesson.folder).output)

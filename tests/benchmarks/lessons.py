@@ -8,7 +8,7 @@ from pathlib import Path
 import loops
 import torch
 from lesson import Lesson
-from measure import Printed, Table, Target, rounds, run
+from measure import Table, Target, own_benchmark, rounds, run
 
 ROUNDS, EPOCHS = 3, 3
 MNIST_EPOCH = ["mlp", [1, 28, 28], 860, 79]  # network, images, batches of training and of validation
@@ -109,14 +109,5 @@ def measure(smallest):
     ]
     sections = {"lesson": table}
     if not smallest:
-        sections["lesson-3"] = lesson_3()
+        sections["lesson-3"] = own_benchmark("03-improved-data-loading", "python benchmark.py")
     return sections, targets
-
-
-def lesson_3():
-    """Lesson 3's own benchmark."""
-    with tempfile.TemporaryDirectory() as parent:
-        lesson = Lesson("03-improved-data-loading", Path(parent))
-        command = "python benchmark.py"
-        assert command in lesson.commands
-        return Printed(run(command, lesson.folder).output)

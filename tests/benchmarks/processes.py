@@ -18,10 +18,9 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from lesson import Lesson
 from lightning.pytorch.loops.optimization.automatic import Closure
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from measure import Printed, Table, rounds, run
+from measure import Table, own_benchmark, rounds
 from steps import MadeUpImages, adam
 from stopwatch import Stopwatch
 from torch.utils.data.dataloader import _BaseDataLoaderIter
@@ -148,14 +147,5 @@ def measure(smallest):
         table.rows[row]["times one process"] = [rate / base for rate, base in zip(one[row], alone, strict=True)]
     sections = {"scaling": table}
     if not smallest:
-        sections["scaling-8"] = lesson_8()
+        sections["scaling-8"] = own_benchmark("08-distributed-training", "python scaling.py")
     return sections, []
-
-
-def lesson_8():
-    """Lesson 8's own table."""
-    with tempfile.TemporaryDirectory() as parent:
-        lesson = Lesson("08-distributed-training", Path(parent))
-        command = "python scaling.py"
-        assert command in lesson.commands
-        return Printed(run(command, lesson.folder).output)

@@ -1,6 +1,6 @@
 """Measure again what the READMEs say about speed, and say what has changed since the last time.
 
-python tests/benchmarks/run.py                   all tables, about half an hour on two idle cores
+python tests/benchmarks/run.py                   all tables; reckon with half an hour on two idle cores
 python tests/benchmarks/run.py lesson data       these
 python tests/benchmarks/run.py --write           put them into the READMEs too
 python tests/benchmarks/run.py --smallest        does it run? The numbers mean nothing and are not kept

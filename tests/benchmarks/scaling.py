@@ -138,8 +138,8 @@ def guessed_step(arch, pixels, batch_size, tflops):
     """(gradient bytes, seconds of a step) of one of torchvision's networks, by what its weights say about it."""
     from torchvision import models
 
-    meta = models.get_model_weights(arch).DEFAULT.meta
-    trained_at = 224 if "min_size" in meta else pixels
+    weights = models.get_model_weights(arch).DEFAULT
+    meta, [trained_at] = weights.meta, weights.transforms().crop_size
     operations = 2e9 * meta["_ops"] * (pixels / trained_at) ** 2  # _ops: 10^9 multiplications, each with an addition
     return 4 * meta["num_params"], 3 * operations * batch_size / (tflops * 1e12)  # forward once, backward twice
 
