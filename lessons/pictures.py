@@ -3,20 +3,23 @@
 python lessons/pictures.py                  all of them, about a minute
 python lessons/pictures.py ddp workers      these
 
-The other pictures are made by the commands of their lessons: screenshots of TensorBoard (5), compare.py (9), the study
-(12), show.py (13), tests/benchmarks/scaling.py.
+Others are of TensorBoard: lessons/screenshots.py takes them (tensorboard, 5, and 12 where its search is). The rest are
+made by the commands of their lessons: compare.py (9), the study (12), show.py (13), data/colour_mnist.py --picture and
+tests/benchmarks/scaling.py --project.
 """
 
 import argparse
 import functools
+import json
 import os
+import statistics
 import sys
 import time
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import models
@@ -268,6 +271,48 @@ def ddp():
     return figure
 
 
+def measured(section):
+    """A table of tests/benchmarks/results/launch.json: {row: {column: mean}}."""
+    result = json.loads((ROOT / "tests/benchmarks/results/launch.json").read_text())
+    rows = result["sections"][section]["rows"]
+    return {row: {name: statistics.mean(times) for name, times in found.items()} for row, found in rows.items()}
+
+
+def launch():
+    """Who does what between `python run.py` and the end of the first step, and for how long."""
+    describe = measured("launch")["python run.py --nodes 2 --tasks_per_node 2 --dry_run"]["seconds"]
+    job, python = measured("launch-submit")["practice cluster"], measured("launch-step")
+    rank_0 = python["two processes, the first of them"]
+    # This was measured with one process and up to its epoch line: a little more than what stands in the picture.
+    start = job["running to epoch line"] - python["one process"]["total"]
+    login, slurm, process = "run.py, where you type", "Slurm", "Python, in each process on the nodes"
+    bars = [
+        (login, "read the flags, describe the job", describe),
+        (login, "try flags, network and data with torch; sbatch", job["typed to prompt"] - describe),
+        (slurm, "slurmctld: a node for the job", job["prompt to running"]),
+        (slurm, "slurmd, srun: start the processes", start),
+        (process, "import torch, Lightning, ...", rank_0["imports"]),
+        (process, "configuration, network, logger", sum(rank_0[part] for part in (
+            "configuration", "network", "summary of the network", "logger"))),
+        (process, "process group: all find each other", rank_0["process group"]),
+        (process, "data", rank_0["data"]),
+        (process, "Lightning's preparations", rank_0["the rest"]),
+        (process, "first step", rank_0["first step"]),
+    ]  # fmt: skip
+    colours = {login: "#3182bd", slurm: "#31a354", process: "#e6550d"}
+    figure = Figure(figsize=(10, 3.8), dpi=100, facecolor="white", layout="constrained")
+    axes, now = figure.subplots(), 0.0
+    for row, (who, _, seconds) in enumerate(bars):
+        axes.barh(row, seconds, left=now, color=colours[who])
+        now += seconds
+        axes.text(now + 0.06, row, f"{seconds:.2f} s", va="center", size=9)
+    axes.set(xlim=(0, 1.07 * now), ylim=(len(bars) - 0.4, -0.6), xlabel="seconds after you have typed the command")
+    axes.set_yticks(range(len(bars)), [what for _, what, _ in bars], size=9)
+    axes.legend([Patch(color=colour) for colour in colours.values()], colours, loc="lower left", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 PICTURES = {
     "road-map": road_map,
     "01-network": network,
@@ -275,6 +320,7 @@ PICTURES = {
     "07-resnet18": resnet18,
     "07-architectures": architectures,
     "08-ddp": ddp,
+    "08-launch": launch,
 }
 
 
