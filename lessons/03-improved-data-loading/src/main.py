@@ -52,7 +52,9 @@ class InMemoryMNIST(Dataset):
 
     def __getitems__(self, indices):
         """The DataLoader calls this with the indices of a whole batch: one fetch instead of 64."""
-        return self.images[indices], self.labels[indices]
+        indices = torch.tensor(indices)
+        # Copies image by image. images[indices] is the same, but copies number by number, and takes twice as long.
+        return self.images.index_select(0, indices), self.labels.index_select(0, indices)
 
 
 def make_dataset(root, train, fetch):
