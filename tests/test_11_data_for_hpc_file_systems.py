@@ -591,6 +591,34 @@ def test_stacked_arrays_of_unequal_length(tmp_path):
     assert len(foreign) == 5 and foreign[4]["labels"] == 4
 
 
+@pytest.mark.parametrize("dtype", ["i8", ">i2", bool, "c8"])
+@pytest.mark.parametrize("how", [{}, {"chunks": True}, {"compression": "gzip"}, {"external": "elsewhere"}])
+def test_a_batch_is_what_hdf5_reads(tmp_path, dtype, how):
+    """However the numbers lie in the file: those that lie as in memory are read without HDF5."""
+    numbers = np.random.default_rng(0).integers(0, 2, (30, 3, 5))
+    with h5py.File(tmp_path / "foreign.h5", "w", userblock_size=512) as file:
+        for group, rows in (("a", slice(0, 20)), ("b", slice(20, 30))):
+            if "external" in how:
+                how = {"external": [(str(tmp_path / group), 0, h5py.h5f.UNLIMITED)]}
+            file.create_dataset(f"{group}/x", data=numbers[rows].astype(dtype), **how)
+    dataset = RawHDF5Dataset(tmp_path / "foreign.h5", stacked=True)
+    chosen = [29, 0, 7, 7, -1, 20]
+    batch = dataset.__getitems__(chosen)["x"]
+    assert np.array_equal(batch, numbers[chosen]) and np.array_equal(dataset[7]["x"], numbers[7])
+    assert batch.dtype.kind == np.dtype(dtype).kind
+    with pytest.raises(IndexError, match="item -31 of 30"):
+        dataset.__getitems__([0, -31])
+
+
+def test_a_file_that_is_cut_short_while_it_is_read(tmp_path):
+    path = write(tmp_path, blocks(4, 5000), stacked=True)
+    dataset = HDF5Dataset(path)
+    dataset.__getitems__([0, len(dataset) - 1])
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(PackError, match="the group .* cannot be read: the file is shorter than it was"):
+        dataset.__getitems__([len(dataset) - 2])
+
+
 def test_transform(tmp_path):
     path = write(tmp_path, numbered(20))
     dataset = HDF5Dataset(path, transform=pair)

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Dataset, default_collate
 
 from src.hdf5.index import PackError, noted_digest, open_file, read_index
+from src.hdf5.rows import Rows, lies_as_in_memory
 
 SMALL = 1 << 16  # bytes: stacked numbers or texts of this size, such as labels, are read once and kept
 
@@ -66,57 +67,100 @@ class RawHDF5Dataset(Dataset):
         return (self.ends or [0])[-1] if self.stacked else len(self.names)
 
     def __getitem__(self, index):
-        index = int(index)
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"item {index} of {len(self)}")
-        item = self.read(index % len(self))
+        [index] = self.checked([index])
+        item = self.read(index)
         return self.transform(item) if self.transform else item
+
+    def checked(self, indices):
+        """As a list of ints from 0 on."""
+        indices, length = np.asarray(indices), len(self)
+        outside = indices[(indices < -length) | (indices >= length)]
+        if outside.size:
+            raise IndexError(f"item {outside[0]} of {length}")
+        return (indices % max(1, length)).tolist()
 
     def __getitems__(self, indices):
         """A batch: of each dataset the values of all these items, one above the other. Texts: a list.
 
         In a DataLoader of your own it takes collate_fn=torch.utils.data.default_convert: the batch is made here.
         """
-        indices = [int(index) for index in indices]
-        items = [None] * len(indices)
-        for place in sorted(range(len(indices)), key=indices.__getitem__):  # in the order of the file
-            items[place] = self[indices[place]]
+        indices = self.checked(indices)
+        order = sorted(range(len(indices)), key=indices.__getitem__)  # as they lie in the file
         if self.transform:
-            return default_collate(items)
+            return default_collate(self.read_each(indices, order))
         try:
+            if self.stacked:
+                return self.read_rows([self.find(index) for index in indices], order)
+            items = self.read_each(indices, order)
             return {key: self.stack([item[key] for item in items]) for key in items[0]}
+        except PackError:
+            raise
         except (KeyError, ValueError, RuntimeError):
             raise PackError(
                 f"{self.path}: the items {indices} do not have the same datasets and shapes, so they make no batch: "
                 "give a transform that makes them alike"
             ) from None
 
+    def read_each(self, indices, order):
+        items = {place: self[indices[place]] for place in order}
+        return [items[place] for place in range(len(indices))]
+
+    def read_rows(self, found, order):
+        """A batch of stacked items. Numbers go from the file straight to their place in it."""
+        groups = [self.open_group(name) for name, _ in found]
+        batch = {}
+        for key, first in groups[0].items():
+            datasets = [group[key] for group in groups]
+            if isinstance(first, Rows) and all(first.is_like(dataset) for dataset in datasets):
+                values = np.empty((len(found), *first.shape), first.dtype)
+                for place in order:
+                    name, row = found[place]
+                    try:
+                        datasets[place].read_into(values[place], row)
+                    except OSError as error:
+                        raise self.unreadable(name, error) from None
+                batch[key] = self.convert(values)
+                continue
+            values = [dataset[row] for dataset, (_, row) in zip(datasets, found, strict=True)]
+            if isinstance(values[0], np.number):  # such as labels
+                batch[key] = self.convert(np.stack(values))
+            else:
+                batch[key] = self.stack([self.convert(value) for value in values])
+        return batch
+
     def read(self, index):
         """One item as it is stored."""
-        if self.stacked:
-            number = bisect.bisect_right(self.ends, index)
-            row = index - (self.ends[number - 1] if number else 0)
-        else:
-            number, row = index, ()
-        name = self.names[number]
+        name, row = self.find(index)
+        group = self.open_group(name)
         try:
-            return {key: self.convert(dataset[row]) for key, dataset in self.open_group(name).items()}
+            return {key: self.convert(dataset[row]) for key, dataset in group.items()}
         except (OSError, KeyError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise PackError(f"{self.path}: the group {name} cannot be read: {reason}") from None
+            raise self.unreadable(name, error) from None
+
+    def find(self, index):
+        """The group that holds an item, and its row there; () if it is all of the group."""
+        if not self.stacked:
+            return self.names[index], ()
+        number = bisect.bisect_right(self.ends, index)
+        return self.names[number], index - (self.ends[number - 1] if number else 0)
+
+    def unreadable(self, name, error):
+        return PackError(f"{self.path}: the group {name} cannot be read: {' '.join(str(error).split())[:200]}")
 
     def open_group(self, name):
         """The datasets of a group. Stacked groups are few and read again and again: they stay open."""
         file = self.opened()
         if name in self.open_groups:
             return self.open_groups[name]
-        datasets = {}
-        for key, dataset in file[name or "/"].items():
-            if isinstance(dataset, h5py.Dataset):
-                text = h5py.check_string_dtype(dataset.dtype)
+        try:
+            datasets = {key: data for key, data in file[name or "/"].items() if isinstance(data, h5py.Dataset)}
+            for key, dataset in datasets.items():
                 small = self.stacked and dataset.ndim == 1 and dataset.nbytes <= SMALL
-                dataset = dataset.asstr() if text else dataset
-                datasets[key] = dataset[()] if small else dataset
+                as_in_memory = self.stacked and lies_as_in_memory(dataset)
+                dataset = dataset.asstr() if h5py.check_string_dtype(dataset.dtype) else dataset
+                datasets[key] = dataset[()] if small else Rows(dataset) if as_in_memory else dataset
+        except (OSError, KeyError, RuntimeError) as error:
+            raise self.unreadable(name, error) from None
         if self.stacked:
             self.open_groups[name] = datasets
         return datasets
