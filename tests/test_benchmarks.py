@@ -76,7 +76,7 @@ COLUMNS = {
     "lesson": ["seconds an epoch", "times the floor", "images a second", "data in percent", "MB", "accuracy"],
     "step": ["microseconds a step", "more"],
     "step-resnet18": ["microseconds a step", "more"],
-    "step-pages": ["percent of an epoch", "seconds at the end"],
+    "step-pages": ["percent of an epoch", "seconds once a training"],
     "data": ["sample by sample", "by the batch", "ratio"],
     "launch": ["seconds"],
     "launch-step": ["imports", "configuration", "data", "network", "summary of the network", "logger",

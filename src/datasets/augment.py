@@ -50,7 +50,7 @@ def flip(images, chosen):
 def normalise(images, mean, std):
     """uint8 to float32 with mean 0 and deviation 1. mean, std: those of the pixels / 255, a number for each channel."""
     mean, std = columns(tuple(mean), tuple(std), images.device)
-    return (images / 255).sub_(mean).div_(std)
+    return (images / 255 - mean).div_(std)  # grey images become as many channels as there are means
 
 
 @functools.cache

@@ -191,7 +191,7 @@ def compare(caption, network, shape, batch_size, steps, turns, names):
 
 
 def pages(smallest):
-    """What TensorBoard's pages take: percent of each epoch, and once at the end. From Lightning's own profiler."""
+    """What TensorBoard's pages take: percent of each epoch, and once a training. From Lightning's own profiler."""
     table = Table("TensorBoard's pages (pictures, histograms, curves) in `python run.py`, mlp on MNIST.")
     for _ in range(1 if smallest else 3):
         with tempfile.TemporaryDirectory() as folder:
@@ -203,9 +203,9 @@ def pages(smallest):
             lines = [[word.strip() for word in line.split("|")] for line in report.read_text().splitlines()]
         seconds = {line[1]: float(line[4]) for line in lines if len(line) > 5 and line[3].isdigit()}
         pages = {action: total for action, total in seconds.items() if "TensorBoardPages" in action}
-        end = sum(total for action, total in pages.items() if action.endswith(("on_train_end", "on_fit_end")))
-        share = (sum(pages.values()) - end) / seconds["run_training_epoch"]
-        table.add("TensorBoard's pages", percent_of_an_epoch=100 * share, seconds_at_the_end=end)
+        once = sum(total for action, total in pages.items() if action.endswith(("on_train_start", "on_train_end")))
+        share = (sum(pages.values()) - once) / seconds["run_training_epoch"]
+        table.add("TensorBoard's pages", percent_of_an_epoch=100 * share, seconds_once_a_training=once)
     return table
 
 
