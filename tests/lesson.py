@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 
 import quick_python
@@ -40,6 +41,14 @@ class Slow(L.Callback):
     def on_train_batch_end(self, *args):
         time.sleep(self.seconds)
 """
+
+
+def until(true, seconds: float = 120) -> None:
+    """Wait until true() is."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
 
 
 def readme_commands(folder: Path, name: str = "README.md") -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from lesson import SLOW, Root
+from lesson import SLOW, Root, until
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 NAME = "09-surviving-preemption"
@@ -58,13 +58,6 @@ def start(root: Root, cluster: Cluster, command: str, flags: str = "") -> Path:
 def log_of(run: Path, rank: int = 0) -> str:
     path = run / f"{run.name}_{rank}_log.out"
     return path.read_text() if path.exists() else ""
-
-
-def until(true, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
 
 
 def weights(run: Path, processes: int = 4) -> str:

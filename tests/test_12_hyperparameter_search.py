@@ -5,14 +5,13 @@ import json
 import re
 import signal
 import subprocess
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
 import yaml
-from lesson import Root, assert_one_sentence
+from lesson import Root, assert_one_sentence, until
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 NAME = "12-hyperparameter-search"
@@ -106,13 +105,6 @@ def trained_steps(run: Path) -> list[int]:
     steps = [event.step for event in events.Scalars("val/accuracy")]
     assert steps == sorted(set(steps))
     return steps
-
-
-def until(true, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
 
 
 def weights(output: str) -> list[str]:

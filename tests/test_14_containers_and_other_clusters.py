@@ -7,11 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from lesson import REPOSITORY, SLOW, Root, assert_one_sentence, modules_of, readme_commands
+from lesson import REPOSITORY, SLOW, Root, assert_one_sentence, modules_of, readme_commands, until
 from sge import Sge
 from training import Training, weights
 
@@ -77,13 +76,6 @@ def alone(tmp_path_factory):
         return known[processes]
 
     return checksum
-
-
-def until(true, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
 
 
 def text(path):

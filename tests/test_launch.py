@@ -4,11 +4,10 @@ import json
 import re
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
-from lesson import REPOSITORY, Lesson, assert_one_sentence
+from lesson import REPOSITORY, Lesson, assert_one_sentence, until
 
 # In place of src/train.py: all that run.py needs of it, without torch. --model.seconds 5: train for so long.
 STUB = """
@@ -97,13 +96,6 @@ def rows_of(done: subprocess.CompletedProcess) -> dict[str, dict[str, str]]:
     head, *lines = done.stdout.split("\n\n")[0].splitlines()
     names = head.split()
     return {line.split()[0]: dict(zip(names, re.split(" {2,}", line), strict=False)) for line in lines}
-
-
-def until(true, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
 
 
 def ranks_of(folder: Path) -> list[dict[str, str]]:

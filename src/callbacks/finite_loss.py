@@ -24,6 +24,9 @@ class FiniteLoss(L.Callback):
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         self.batch = batch
 
+    def on_train_batch_end(self, *args):
+        self.batch = None  # before the next is fetched: that takes its place in memory
+
     def on_before_backward(self, trainer, module, loss):
         step = trainer.global_step + 1
         if loss.device.type != "cuda":
