@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
+from matplotlib.patheffects import withStroke
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import models
@@ -125,7 +126,7 @@ class Timed(Dataset):
         self.decoded = (self.images.data[:, None] / 255 - 0.1307) / 0.3081 if by_batch else None
 
     def __len__(self):
-        return 64 * 14
+        return 64 * 28
 
     def __getitems__(self, indices):
         start = time.perf_counter()
@@ -154,7 +155,7 @@ def intervals(workers, by_batch):
         process: f"worker {number}" if workers else "the same process" for number, process in enumerate(fetched, 1)
     }
     found = {"computes": computed, **{names[process]: times for process, times in fetched.items()}}
-    zero = computed[2][0]  # the first two are slow for reasons of their own
+    zero = computed[4][0]  # the first are slow for reasons of their own
     return {who: [(1000 * (start - zero), 1000 * (end - zero)) for start, end in times] for who, times in found.items()}
 
 
@@ -230,7 +231,8 @@ def architectures():
         colour = "#e6550d" if chosen else BLUE
         axes.scatter(meta["_ops"], accuracy, s=meta["num_params"] / 1e6 * 3, color=colour, alpha=0.7, linewidth=0)
         if chosen:
-            axes.annotate(name, (meta["_ops"], accuracy), xytext=(4, -9), textcoords="offset points", size=8)
+            text = axes.annotate(name, (meta["_ops"], accuracy), xytext=(4, -9), textcoords="offset points", size=8)
+            text.set_path_effects([withStroke(linewidth=2, foreground="white")])  # readable on other points too
     axes.set(
         xscale="log",
         xlabel="10^9 multiplications for an image",
@@ -332,6 +334,7 @@ def main():
     chosen = [name for name in PICTURES if not args.names or any(part in name for part in args.names)]
     if not chosen:
         parser.error(f"there is no picture {' '.join(args.names)}: there are {', '.join(PICTURES)}")
+    args.out.mkdir(parents=True, exist_ok=True)
     for name in chosen:
         PICTURES[name]().savefig(args.out / f"{name}.png")
         print(args.out / f"{name}.png")

@@ -39,7 +39,7 @@ PICTURES = {
     "05-images": (LESSON / "logs", "images&regexInput=^1$", (0, 68, 1100, 1090)),
     "05-hparams": (LESSON / "logs", "hparams", (345, 68, 1695, 326)),
 }
-SEARCH = ("hparams", (345, 68, 2180, 590))
+SEARCH = ("hparams", (479, 68, 2318, 622))
 SCALE = 2  # pixels of a picture for one of the page: TensorBoard makes the runs' own pictures small
 # --run-all-...: no part of the page is still to be painted when the picture is taken.
 FLAGS = "--headless --no-sandbox --hide-scrollbars --run-all-compositor-stages-before-draw --disable-gpu"
@@ -61,14 +61,11 @@ def train(folder):
         (logs / "new").rmdir()
 
 
-def take(folder, pictures, out):
+def take(browser, folder, pictures, out):
     """Take pictures, {name: as in PICTURES}, of the runs below a folder."""
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if not browser:
-        sys.exit("there is no Chromium here: apt install chromium")
     for logs in dict.fromkeys(logs for logs, _, _ in pictures.values()):
         place = folder / logs
-        command = ["tensorboard", "--logdir", place.name, "--host", "127.0.0.1", "--port", "0"]
+        command = [sys.executable, "-m", "tensorboard.main", "--logdir", place.name, "--host", "127.0.0.1", "--port", "0"]
         with subprocess.Popen(command, cwd=place.parent, stderr=subprocess.PIPE, text=True) as server:
             try:
                 address = next(match[0] for line in server.stderr if (match := re.search(r"http://\S+:\d+/", line)))
@@ -96,11 +93,12 @@ def wait_until_read(address, logs):
 def shoot(browser, address, box, path):
     """A picture of a part of a page, with as many colours as a screenshot needs."""
     with tempfile.TemporaryDirectory() as profile:
-        command = [browser, *FLAGS.split(), *QUIET.split(), f"--user-data-dir={profile}"]
-        command += [f"--window-size={box[2]},{box[3]}", f"--force-device-scale-factor={SCALE}", f"--screenshot={path}"]
+        page = f"{profile}/page.png"
+        command = [browser, *FLAGS.split(), *QUIET.split(), f"--user-data-dir={profile}", f"--screenshot={page}"]
+        command += [f"--window-size={box[2]},{box[3]}", f"--force-device-scale-factor={SCALE}"]
         # Half a minute of the page's own clock: it asks the server for the runs, then draws them.
         subprocess.run([*command, "--virtual-time-budget=30000", address], capture_output=True, check=True, timeout=120)
-    picture = Image.open(path).convert("RGB").crop([SCALE * edge for edge in box])
+        picture = Image.open(page).convert("RGB").crop([SCALE * edge for edge in box])
     picture.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
@@ -109,13 +107,19 @@ def main():
     parser.add_argument("--search", type=Path, help="the folder of lesson 12's search, logs/lr")
     parser.add_argument("--out", type=Path, default=ROOT / ".img", help="where they go")
     args = parser.parse_args()
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if not browser:
+        parser.error("there is no Chromium here: apt install chromium")
+    args.out.mkdir(parents=True, exist_ok=True)
     if args.search:
         search = args.search.resolve()
-        take(search.parent, {"12-hparams": (search.name, *SEARCH)}, args.out)
+        if not list(search.glob("*/events.*")):
+            parser.error(f"--search {args.search}: no trials in this folder; it is logs/ and the name of a search")
+        take(browser, search.parent, {"12-hparams": (search.name, *SEARCH)}, args.out)
         return
     with tempfile.TemporaryDirectory() as folder:
         train(Path(folder))
-        take(Path(folder), PICTURES, args.out)
+        take(browser, Path(folder), PICTURES, args.out)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 """What holds for the whole repository: the lessons build on each other, the READMEs say what is there."""
 
 import functools
+import os
 import re
 import shutil
 import subprocess
 import sys
 
 import pytest
+import quick_python
 from lesson import REPOSITORY, readme_commands
+from PIL import Image, ImageStat
 
 READMES = sorted([REPOSITORY / "README.md", REPOSITORY / "data/README.md", *REPOSITORY.glob("lessons/*/README.md")])
 PAGES = [*READMES, *sorted(REPOSITORY.glob("lessons/*.md"))]
@@ -60,6 +63,36 @@ def test_the_readme_starts_with_exactly_two_commands():
     assert "requirements.txt" in first
     assert first.endswith("run.py")
     assert "pytest" in second
+
+
+def assert_drawn_again(folder, names):
+    """The folder holds pictures with these names: none is blank, each as large as the one that the READMEs show."""
+    assert {path.stem for path in folder.iterdir()} == set(names)
+    for path in folder.iterdir():
+        picture = Image.open(path)
+        assert picture.size == Image.open(REPOSITORY / ".img" / path.name).size
+        assert ImageStat.Stat(picture.convert("L")).stddev[0] > 15
+
+
+DRAWN_FAST = ["07-resnet18", "08-ddp", "08-launch", "road-map"]
+DRAWN = ["01-network", "03-workers", "07-architectures", *DRAWN_FAST]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "drawn"), [(DRAWN_FAST, DRAWN_FAST), pytest.param([], DRAWN, marks=pytest.mark.slow)]
+)
+def test_pictures_are_drawn_again(tmp_path, arguments, drawn):
+    command = ["python", REPOSITORY / "lessons/pictures.py", "--out", tmp_path, *arguments]
+    subprocess.run(command, env=quick_python.environment(), check=True)
+    assert_drawn_again(tmp_path, drawn)
+
+
+@pytest.mark.slow
+def test_screenshots_are_taken_again(tmp_path):
+    if not (shutil.which("chromium") or shutil.which("google-chrome")):
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("there is no Chromium on this machine")
+    subprocess.run([sys.executable, REPOSITORY / "lessons/screenshots.py", "--out", tmp_path], check=True)
+    assert_drawn_again(tmp_path, ["05-curves", "05-hparams", "05-images", "tensorboard"])
 
 
 def test_a_correction_is_carried_forward(tmp_path):
