@@ -65,7 +65,8 @@ def take(browser, folder, pictures, out):
     """Take pictures, {name: as in PICTURES}, of the runs below a folder."""
     for logs in dict.fromkeys(logs for logs, _, _ in pictures.values()):
         place = folder / logs
-        command = [sys.executable, "-m", "tensorboard.main", "--logdir", place.name, "--host", "127.0.0.1", "--port", "0"]
+        command = "-m tensorboard.main --host 127.0.0.1 --port 0 --logdir"
+        command = [sys.executable, *command.split(), place.name]
         with subprocess.Popen(command, cwd=place.parent, stderr=subprocess.PIPE, text=True) as server:
             try:
                 address = next(match[0] for line in server.stderr if (match := re.search(r"http://\S+:\d+/", line)))
