@@ -72,7 +72,7 @@ def assert_drawn_again(folder, names):
         picture = Image.open(path).convert("L")
         width, height = picture.size
         assert picture.size == Image.open(REPOSITORY / ".img" / path.name).size
-        inner = picture.crop((width // 3, height // 4, width, height))  # of TensorBoard: without its own words and colours
+        inner = picture.crop((width // 3, height // 4, width, height))  # not TensorBoard's own words
         assert ImageStat.Stat(inner).stddev[0] > 12, path.name
 
 
