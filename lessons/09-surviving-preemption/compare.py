@@ -71,8 +71,8 @@ def main():
     for run in runs:
         checkpoint = torch.load(find(run), map_location="cpu", weights_only=True)
         weights[run] = checkpoint["state_dict"]
-        beginnings = ["0", *(str(step) for step in read_curves(run)[1])]
-        print(f"run {run.name}: at step {checkpoint['global_step']}, begun at steps {', '.join(beginnings)}")
+        beginnings = ", ".join(str(step) for step in read_curves(run)[1])
+        print(f"run {run.name}: at step {checkpoint['global_step']}, begun at steps {beginnings}")
     first, *others = runs
     for run in others:
         names = [name for name, values in weights[first].items() if not torch.equal(values, weights[run][name])]
