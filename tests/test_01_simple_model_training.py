@@ -18,6 +18,7 @@ def test_every_command_of_the_readme_is_tested_here(lesson):
         "squeue --me",
         "squeue --me --start",
         "sacct",
+        "sacct -X",
         "bash ./run.sh --max_epochs 2 --lr 3e-3",
         "python ../check.py 01",
     ]
@@ -64,7 +65,9 @@ def test_on_slurm(lesson, cluster):
     cluster.run("squeue --me --start", lesson.folder, check=True)
 
     assert cluster.wait(job) == "COMPLETED"
-    assert job in cluster.run("sacct", lesson.folder, check=True).stdout
+    assert f"{job}.batch" in cluster.run("sacct", lesson.folder, check=True).stdout
+    without_steps = cluster.run("sacct -X", lesson.folder, check=True).stdout
+    assert job in without_steps and f"{job}.batch" not in without_steps
     assert cluster.sacct(job, "JobName,NCPUS,Timelimit") == [
         {"JobName": "lesson-1", "NCPUS": "1", "Timelimit": "00:10:00"}
     ]

@@ -133,7 +133,7 @@ def main(args):
     if args.fetch == "batch":  # Lightning's advice to use more workers is for data that is decoded sample by sample
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     L.seed_everything(args.seed)
-    torch.set_num_threads(1)  # one CPU is what run.sh asks for
+    torch.set_num_threads(1)  # one, as before: the digits stay the same however many CPUs there are
 
     model = Classifier(lr=args.lr)
 
