@@ -50,7 +50,7 @@ def draw(runs, path):
             curves, beginnings = read_curves(run)
             colour = colours[number % len(colours)]
             axes.plot(*zip(*sorted(curves[tag].items()), strict=True), color=colour, lw=1.5 if number else 6)
-            for step in beginnings:
+            for step in beginnings[1:]:  # the first is where the run itself began
                 axes.axvline(step, color=colour, lw=1, ls=":")
             axes.plot([], [], color=colour, lw=1.5 if number else 6, label=f"run {run.name}")
         axes.set_ylabel(tag)
