@@ -24,6 +24,7 @@ import difflib
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -167,6 +168,7 @@ def main():
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the copy and the cluster are removed then, too
     try:
         main()
     except KeyboardInterrupt:
