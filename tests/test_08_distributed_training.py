@@ -296,6 +296,13 @@ def test_two_nodes_with_two_processes_each(lesson, cluster, trained):
     assert len(list(folder.glob("fit-profiler*.txt"))) == 1
 
 
+def test_a_thread_that_waits_soon_sleeps(lesson):
+    """torch's library for threads says itself what it goes by."""
+    command = "OMP_DISPLAY_ENV=VERBOSE python run.py --cluster debug --fast_dev_run"
+    assert "GOMP_SPINCOUNT = '10000'" in lesson.shell(command, real=True).stderr
+    assert "GOMP_SPINCOUNT = '7'" in lesson.shell(command, real=True, GOMP_SPINCOUNT="7").stderr
+
+
 def test_threads_are_the_cpus_that_workers_leave_over(lesson, cluster):
     flags = "--nodes 2 --cpus_per_task 3 --num_workers 1 --fast_dev_run --log_path logs/threads"
     done = cluster.run(f"python run.py --cluster slurm {flags}", lesson.folder, check=True)

@@ -152,6 +152,16 @@ def last_rate(training):
     return torch.load(path, weights_only=True)["optimizer_states"][0]["param_groups"][0]["lr"]
 
 
+def test_a_thread_that_waits_soon_sleeps():
+    """torch's library for threads says itself what it goes by."""
+    for given, taken in (({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7")):
+        environment = clean(os.environ) | {"OMP_DISPLAY_ENV": "VERBOSE"} | given
+        done = subprocess.run(
+            [sys.executable, "src/train.py", "--help"], cwd=REPOSITORY, env=environment, capture_output=True
+        )
+        assert f"GOMP_SPINCOUNT = '{taken}'" in done.stderr.decode()
+
+
 def test_optimizers_and_schedulers_act(tmp_path):
     flags = f"{FLAGS} --logger csv --max_epochs 3 --optimizer SGD --optimizer.lr 0.1"
     (tmp_path / "mine.py").write_text(MINE)

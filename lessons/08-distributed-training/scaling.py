@@ -83,6 +83,7 @@ def main():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as run.py does; for the processes that begin now
     mp.spawn(process, (port, rounds), nprocs=max(processes for processes, _ in SETTINGS))
 
 
