@@ -373,6 +373,7 @@ def test_run_py_does_not_import_torch(lesson):
     assert not re.search(r"\| +(torch|lightning)$", done.stderr, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_on_slurm(lesson, cluster, tmp_path):
     """With an sbatch that answers late: a job that began at once would not find the folder for its log."""
     late = tmp_path / "sbatch"

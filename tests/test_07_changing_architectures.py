@@ -264,6 +264,7 @@ def test_pretrained_weights_are_loaded(networks, torch_home, monkeypatch):
     assert (mean, std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
+@pytest.mark.slow
 def test_training_begins_with_pretrained_weights(lesson, torch_home):
     """With a tiny learning rate the first layer stays what it was in the file. On grey images, too."""
     [file] = (torch_home / "hub/checkpoints").iterdir()
@@ -349,6 +350,7 @@ assert all(torch.equal(value, before[name]) for name, value in network.state_dic
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_on_slurm(lesson, cluster):
     flags = "--cluster slurm --dataset mnist --limit_train_batches 20 --limit_val_batches 5 --max_epochs 1"
     command = f"python run.py --arch resnet18 {flags} --log_path logs/slurm"

@@ -120,6 +120,7 @@ def test_signalled_and_requeued_by_hand(root, cluster):
     assert re.fullmatch(rf"run {killed.name}: at step 56, begun at steps 0(, \d+){{1,3}}", lines[1]), lines[1]
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_cancel_without_slurm(root):
     """A run in the terminal: Ctrl-C, resumed, killed at once, resumed."""
     flags = f"{SHORT} --log_path {root.folder / 'logs'}"

@@ -133,6 +133,7 @@ def test_two_processes_on_one_machine(project):
     assert len(EPOCH.findall("".join(logs))) == 2  # the first process says it
 
 
+@pytest.mark.slow
 def test_two_nodes(project, cluster):
     done = cluster.run(f"{SLURM} --max_epochs 2", project.folder, check=True)
     run = name_of(done.stdout)

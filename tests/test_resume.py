@@ -471,6 +471,7 @@ CHECKPOINTS = {
 }
 
 
+@pytest.mark.slow
 def test_which_checkpoints_are_written(tmp_path):
     trainings = {}
     for number, flags in enumerate(CHECKPOINTS):
