@@ -70,7 +70,8 @@ def fill(folder, archives=True):
 
 
 def files(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    found = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__"]
+    return sorted(str(path.relative_to(folder)) for path in found)
 
 
 def states(folder, name):
