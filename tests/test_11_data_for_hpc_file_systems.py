@@ -619,6 +619,34 @@ def test_a_file_that_is_cut_short_while_it_is_read(tmp_path):
         dataset.__getitems__([len(dataset) - 2])
 
 
+def test_a_batch_of_a_damaged_file_names_its_group(tmp_path):
+    numbers = np.random.default_rng(0).integers(0, 255, (20, 30, 50)).astype("u1")
+    with h5py.File(tmp_path / "foreign.h5", "w") as file:
+        data = file.create_dataset("a/x", data=numbers, compression="gzip", chunks=(1, 30, 50))
+        place = data.id.get_chunk_info(3).byte_offset
+    with open(tmp_path / "foreign.h5", "r+b") as file:
+        file.seek(place)
+        file.write(bytes(200))
+    dataset = RawHDF5Dataset(tmp_path / "foreign.h5", stacked=True)
+    assert np.array_equal(dataset.__getitems__([0, 9])["x"], numbers[[0, 9]])
+    with pytest.raises(PackError, match="the group a cannot be read"):
+        dataset.__getitems__([0, 3])
+
+
+def test_a_batch_from_files_that_links_lead_to(tmp_path):
+    """What is read without HDF5 comes from files that are still open, not from others that took their place."""
+    numbers = np.random.default_rng(0).integers(0, 255, (4, 20, 30, 50)).astype("u1")
+    with h5py.File(tmp_path / "data.h5", "w") as file:
+        for shard, values in enumerate(numbers):
+            with h5py.File(tmp_path / f"{shard}.h5", "w") as other:
+                other[f"{shard}/x"] = values
+            file[f"{shard}"] = h5py.ExternalLink(f"{shard}.h5", f"{shard}")
+    dataset = RawHDF5Dataset(tmp_path / "data.h5", stacked=True)
+    chosen = list(range(79, -1, -1))
+    for _ in range(2):
+        assert np.array_equal(dataset.__getitems__(chosen)["x"], numbers.reshape(80, 30, 50)[chosen])
+
+
 def test_transform(tmp_path):
     path = write(tmp_path, numbered(20))
     dataset = HDF5Dataset(path, transform=pair)

@@ -67,7 +67,9 @@ class RawHDF5Dataset(Dataset):
         return (self.ends or [0])[-1] if self.stacked else len(self.names)
 
     def __getitem__(self, index):
-        [index] = self.checked([index])
+        return self.item(*self.checked([index]))
+
+    def item(self, index):
         item = self.read(index)
         return self.transform(item) if self.transform else item
 
@@ -102,7 +104,7 @@ class RawHDF5Dataset(Dataset):
             ) from None
 
     def read_each(self, indices, order):
-        items = {place: self[indices[place]] for place in order}
+        items = {place: self.item(indices[place]) for place in order}
         return [items[place] for place in range(len(indices))]
 
     def read_rows(self, found, order):
@@ -111,19 +113,19 @@ class RawHDF5Dataset(Dataset):
         batch = {}
         for key, first in groups[0].items():
             datasets = [group[key] for group in groups]
-            if isinstance(first, Rows) and all(first.is_like(dataset) for dataset in datasets):
-                values = np.empty((len(found), *first.shape), first.dtype)
-                for place in order:
-                    name, row = found[place]
-                    try:
+            in_place = isinstance(first, Rows) and all(first.is_like(dataset) for dataset in datasets)
+            values = np.empty((len(found), *first.shape), first.dtype) if in_place else [None] * len(found)
+            for place in order:
+                name, row = found[place]
+                try:
+                    if in_place:
                         datasets[place].read_into(values[place], row)
-                    except OSError as error:
-                        raise self.unreadable(name, error) from None
-                batch[key] = self.convert(values)
-                continue
-            values = [dataset[row] for dataset, (_, row) in zip(datasets, found, strict=True)]
-            if isinstance(values[0], np.number):  # such as labels
-                batch[key] = self.convert(np.stack(values))
+                    else:
+                        values[place] = datasets[place][row]
+                except (OSError, KeyError, RuntimeError) as error:
+                    raise self.unreadable(name, error) from None
+            if in_place or isinstance(values[0], np.number):  # a number: such as labels
+                batch[key] = self.convert(np.asarray(values))
             else:
                 batch[key] = self.stack([self.convert(value) for value in values])
         return batch

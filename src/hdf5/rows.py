@@ -12,7 +12,8 @@ class Rows:
     """
 
     def __init__(self, dataset):
-        self.file = dataset.file.id.get_vfd_handle()  # h5py's own file descriptor: open as long as its file is
+        self.dataset = dataset  # as long as it lives HDF5 keeps its file open, also one that a link leads to
+        self.file = dataset.file.id.get_vfd_handle()  # HDF5's own file descriptor
         self.start = dataset.id.get_offset()
         self.dtype, self.shape = dataset.dtype, dataset.shape[1:]
         self.row_bytes = dataset.nbytes // len(dataset)
