@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import quick_python
 from cluster import hosts_that_lead_to_themselves, unavailable
-from lesson import REPOSITORY
+from lesson import REPOSITORY, cannot_run
 from training import clean, free_port
 
 sys.path.insert(0, str(REPOSITORY))
@@ -245,7 +245,7 @@ def compared(text):
 def root():
     """Mounts and networks of one's own are for root, on Linux."""
     if reason := unavailable():
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+        cannot_run(reason)
 
 
 @pytest.mark.parametrize("heading", PYTHON)
@@ -336,7 +336,7 @@ def test_tensorboard_could_not_bind_to_port(tmp_path):
 def test_no_dashboards_are_active_for_the_current_data_set(tmp_path):
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("there is no Chromium on this machine")
+        cannot_run("there is no Chromium on this machine")
     with tensorboard(tmp_path, 0) as said:
         address = next(match[0] for line in said if (match := re.search(r"http://\S+:\d+/", line)))
         urllib.request.urlopen(address, timeout=30).close()
