@@ -139,7 +139,7 @@ def test_what_looks_like_output_was_printed(readme):
 def test_the_page_says_when_and_with_what(name):
     text = (REPOSITORY / "lessons" / name / "README.md").read_text()
     [seen] = re.findall(r"^<!-- seen -->\n(.*?)<!-- /seen -->\n", text, re.MULTILINE | re.DOTALL)
-    assert re.search(r"printed\son\s\d{4}-\d\d-\d\d\swith\s\d+\scores? of .* Python \d", " ".join(seen.split()))
+    assert re.search(r"printed on \d{4}-\d\d-\d\d with \d+ cores? of .* Python \d", " ".join(seen.split()))
     shown = "".join(block["shown"] for block in outputs.BLOCK.finditer(text))
     assert shown and not re.search(r"/tmp/|/root/|\x1b|\r", shown)
 
