@@ -210,6 +210,7 @@ def traces(state: Path) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_the_readme_from_up_to_nothing_left(cluster, tmp_path):
     """Type the README, on a cluster of our own beside `cluster`: it shows what the README shows, and leaves nothing."""
     (tmp_path / "cluster.py").write_bytes(SCRIPT.read_bytes())

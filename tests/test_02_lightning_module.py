@@ -66,6 +66,7 @@ def test_on_a_terminal_there_is_a_progress_bar(lesson):
     assert "test loss:" in screen
 
 
+@pytest.mark.slow
 def test_on_slurm(lesson, cluster):
     job = cluster.submit("./run.sh --max_epochs 1 --batch_size 1000", lesson.folder)
     assert cluster.wait(job) == "COMPLETED"

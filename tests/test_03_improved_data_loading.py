@@ -42,6 +42,7 @@ def test_the_workers_follow_the_allocation(lesson, cpus, workers):
     assert epochs(done.stdout)[0][3] > 0.94
 
 
+@pytest.mark.slow
 def test_on_slurm(lesson, cluster):
     batch = cluster.submit("./run.sh --max_epochs 1 --batch_size 1000", lesson.folder)
     sample = cluster.submit("./run.sh --fetch sample --max_epochs 1 --batch_size 1000", lesson.folder)

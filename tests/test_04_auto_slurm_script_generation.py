@@ -150,6 +150,7 @@ def test_an_array_has_a_folder_for_each_run(lesson, cluster):
         assert len(epochs((run_folder.parent / f"{job}_0_log.out").read_text())) == 1
 
 
+@pytest.mark.slow
 def test_a_cancelled_job_is_seen_as_cancelled(lesson, cluster):
     done = cluster.run("python run.py --max_epochs 1000 --batch_size 1000", lesson.folder)
     [(job, run_folder)] = submitted(done).items()

@@ -252,6 +252,7 @@ def test_colour_mnist(colour):
     assert [weights[f"network.{layer}.weight"].shape for layer in (1, 3, 5)] == [(128, 3072), (256, 128), (10, 256)]
 
 
+@pytest.mark.slow
 def test_the_other_colour_mnist_commands(lesson, colour):
     commands = [f"{COLOUR} {more}" for more in ("--no_augment", "--arch cnn")]
     assert set(commands) <= set(lesson.commands)
@@ -465,6 +466,7 @@ def test_run_py_does_not_import_torch(lesson):
     assert not re.search(r"\| +(torch|lightning|numpy)$", done.stderr, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_on_slurm(lesson, colour, cluster):
     command = f"{COLOUR} --cluster slurm --max_epochs 1 --batch_size 1000 --log_path logs/slurm"
     done = cluster.run(command, lesson.folder, check=True)

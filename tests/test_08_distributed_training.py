@@ -296,6 +296,7 @@ def test_two_nodes_with_two_processes_each(lesson, cluster, trained):
     assert len(list(folder.glob("fit-profiler*.txt"))) == 1
 
 
+@pytest.mark.slow
 def test_a_thread_that_waits_soon_sleeps(lesson):
     """torch's library for threads says itself what it goes by."""
     command = "OMP_DISPLAY_ENV=VERBOSE python run.py --cluster debug --fast_dev_run"
@@ -303,6 +304,7 @@ def test_a_thread_that_waits_soon_sleeps(lesson):
     assert "GOMP_SPINCOUNT = '7'" in lesson.shell(command, real=True, GOMP_SPINCOUNT="7").stderr
 
 
+@pytest.mark.slow
 def test_threads_are_the_cpus_that_workers_leave_over(lesson, cluster):
     flags = "--nodes 2 --cpus_per_task 3 --num_workers 1 --fast_dev_run --log_path logs/threads"
     done = cluster.run(f"python run.py --cluster slurm {flags}", lesson.folder, check=True)
@@ -340,6 +342,7 @@ def test_without_slurm_processes_share_the_cpus_of_the_machine(lesson):
     assert done.stdout.splitlines() == [f"{{{share}}}" for share in shares.values()], done.stderr
 
 
+@pytest.mark.slow
 def test_gpus_that_are_not_there_are_one_sentence_in_the_log(lesson, cluster):
     command = f"python run.py --gpus_per_node 2 --partition gpu {SHORT} --log_path logs/gpu"
     done = cluster.run(command, lesson.folder, check=True)

@@ -80,6 +80,7 @@ def test_it_learns(project, trained):
     assert run in project.run(LIST).stdout
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_exactly(project, trained):
     before = {path.name for path in (project.folder / "logs").iterdir()}
     process = subprocess.Popen(

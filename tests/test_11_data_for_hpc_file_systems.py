@@ -534,6 +534,7 @@ def test_one_task_that_fails_stops_all(tmp_path, what, reason):
     assert not (tmp_path / "data.h5").exists() and not (tmp_path / "data.json").exists()
 
 
+@pytest.mark.slow
 def test_4_tasks_of_slurm(cluster, lesson, measured):
     """The README's srun, on two nodes; and an item that fails."""
     done = cluster.run(f"{lesson.commands[6]} && ls work/parallel.shards-*", lesson.folder)

@@ -353,6 +353,7 @@ def alone(tmp_path_factory):
     return Training(tmp_path_factory.mktemp("13") / "alone", SHORT).ends_well()
 
 
+@pytest.mark.slow
 def test_killed_and_gone_on_with_the_weights_are_those_of_the_unbroken_run(alone, tmp_path):
     first = Training(tmp_path / "killed", f"{SHORT} --checkpoint_every 7")
     first.until_step(70)  # in the second epoch
@@ -364,6 +365,7 @@ def test_killed_and_gone_on_with_the_weights_are_those_of_the_unbroken_run(alone
     assert epoch_lines(first, second) == epoch_lines(alone)  # the means of all terms, too
 
 
+@pytest.mark.slow
 def test_two_processes_validate_and_predict_the_same(alone, tmp_path):
     two = Training(tmp_path / "two", SHORT, processes=2).ends_well()
     weights(two)  # equal in both

@@ -407,6 +407,7 @@ def test_hyperparameters_are_flags_and_hosts_are_nodes(monkeypatch):
     assert torchrun_of({}, gpus=0)[4] != first[4]
 
 
+@pytest.mark.slow
 def test_a_wrong_hyperparameter_is_the_failure_that_sagemaker_shows(tmp_path):
     ml = make_ml(tmp_path / "ml", ["algo-1"], "algo-1", **HYPER, max_epochz="3")
     assert start_on_sagemaker(ml).wait(120) == 2

@@ -130,6 +130,7 @@ def test_the_exercises_are_refused_and_the_solutions_are_right(lessons, checked,
     assert verdicts(solved) == dict.fromkeys(exercises, "right")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lesson", "name", "old", "new", "word"), ANSWERS)
 def test_other_answers(tmp_path, lessons, lesson, name, old, new, word):
     [original] = lessons.glob(f"{lesson}-*/exercises/{name}")
@@ -144,6 +145,7 @@ def test_other_answers(tmp_path, lessons, lesson, name, old, new, word):
     assert verdicts(done)[name] == "right" if word is None else word in verdicts(done)[name], done.stdout
 
 
+@pytest.mark.slow
 def test_what_is_no_answer_gets_one_line(tmp_path, lessons):
     folder = tmp_path / LESSONS[0] / "exercises"
     shutil.copytree(lessons / LESSONS[0] / "exercises", folder)

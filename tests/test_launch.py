@@ -555,6 +555,7 @@ def test_a_refusal_of_slurm_leaves_nothing_behind(own, cluster):
     assert cluster.wait(next_id) == "CANCELLED"
 
 
+@pytest.mark.slow
 def test_two_nodes_train_one_network(tmp_path, cluster):
     """With the real src/train.py."""
     project = Project(tmp_path, stub=False)

@@ -20,6 +20,7 @@ sys.path.insert(0, str(REPOSITORY))
 from src.callbacks.checkpoints import is_complete, newest
 
 PYTHON = sys.executable
+SLOW = pytest.mark.slow
 # Dropout, random crops, data workers, and validations in the middle of an epoch: all that could go another way.
 FLAGS = (
     "--data ColourMNIST --model.arch cnn --model.dropout 0.5 --optimizer.lr 3e-3 --max_epochs 3 "
@@ -125,7 +126,7 @@ def assert_equal(parts, whole):
     assert curves(parts[-1].folder) == curves(whole.folder)
 
 
-@pytest.mark.parametrize(("processes", "workers"), [(1, 2), pytest.param(2, 0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("processes", "workers"), [(1, 2), pytest.param(2, 0, marks=SLOW)])
 def test_killed_with_the_commands_that_are_typed(unbroken, tmp_path, processes, workers):
     flags = f"{FLAGS} --num_workers {workers}"
     parts = [Training(tmp_path / "run", flags, launcher=PYTHON if processes == 1 else torchrun())]
@@ -141,7 +142,7 @@ def test_killed_with_the_commands_that_are_typed(unbroken, tmp_path, processes, 
     assert not list(tmp_path.glob("run/checkpoints/.*"))
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=SLOW), 2])
 @pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_stop(mine, processes, asked):
     """Nothing is lost: no step is done twice. Only the last process is asked, the others are told."""
@@ -161,7 +162,7 @@ def test_asked_to_stop(mine, processes, asked):
     assert_equal([first, second], whole.ends_well())
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=SLOW), 2])
 def test_asked_to_stop_in_a_validation(mine, processes):
     """41 images: the first process has a batch more than the second, which is slower."""
     flags = "--validate_every 15 --model.pause 0.03"
@@ -277,7 +278,7 @@ class Dying(L.Callback):
 """
 
 
-@pytest.mark.parametrize("limit", ["--max_epochs 2", "--max_steps 27"])
+@pytest.mark.parametrize("limit", ["--max_epochs 2", pytest.param("--max_steps 27", marks=SLOW)])
 def test_killed_when_the_last_checkpoint_is_written(tmp_path, limit):
     """What is left of the run, its test, is made up for; and TensorBoard's last pages are there."""
     (tmp_path / "dying.py").write_text(DYING)
@@ -314,7 +315,9 @@ def test_a_finished_run_goes_on_for_more_epochs(small, tmp_path):
         assert shown[tag] == expected[tag], tag
 
 
-@pytest.mark.parametrize("limit", ["--max_steps 27", "--max_steps 20", "--max_epochs 1"])
+@pytest.mark.parametrize(
+    "limit", ["--max_steps 27", pytest.param("--max_steps 20", marks=SLOW), pytest.param("--max_epochs 1", marks=SLOW)]
+)
 def test_a_limit_that_was_reached_is_raised(small, tmp_path, limit):
     """27 steps are one epoch and a part of the second: the rest of it is still to be done."""
     flags = f"{SMALL} --checkpoint_every 5 --keep all"
@@ -439,7 +442,7 @@ def test_a_learning_rate_that_is_far_too_large(tmp_path):
     assert "is not finite" in run.output()
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=SLOW), 1])
 def test_a_loss_that_is_not_finite_in_two_processes(mine, rank):
     """In both, or in the second one only."""
     flags = f"--model.nan_at 5 --model.nan_from_rank {rank} --checkpoint_every 2"

@@ -409,6 +409,7 @@ def test_begin_with_the_weights_of_another_run(run, tmp_path):
     assert wrong.output().splitlines()[-1].startswith(f"--init_from {run.folder}: ")
 
 
+@pytest.mark.slow
 def test_torchrun_and_python_give_the_same(run, tmp_path):
     launcher = f"{PYTHON} -m torch.distributed.run --nproc_per_node 1 --master_port {free_port()}"
     launched = Training(tmp_path / "run", FLAGS, launcher=launcher).ends_well()
@@ -416,6 +417,7 @@ def test_torchrun_and_python_give_the_same(run, tmp_path):
     assert epoch_lines(launched) == epoch_lines(run)
 
 
+@pytest.mark.slow
 def test_mpirun_and_torchrun_give_the_same(tmp_path):
     if shutil.which("mpirun") is None:
         pytest.skip("there is no mpirun")
