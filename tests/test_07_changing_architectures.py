@@ -239,6 +239,7 @@ def test_missing_weights_are_one_sentence_and_nothing_is_submitted(lesson, tmp_p
 def test_cache_models(lesson, tmp_path, torch_home):
     without_network = lesson.run(FETCH, TORCH_HOME=str(tmp_path), **NO_NETWORK)
     assert "Traceback" not in without_network.stderr and "resnet18 could not be fetched" in without_network.stderr
+    assert re.search(r"copy https://\S+/(resnet18\S+\.pth) to \S+/checkpoints/\1$", without_network.stderr)
     assert without_network.returncode != 0
     assert not list((tmp_path / "hub/checkpoints").iterdir())
 

@@ -41,7 +41,8 @@ def fetch(arch):
         try:
             models.get_model_weights(arch).DEFAULT.get_state_dict(check_hash=True, weights_only=True)
         except (OSError, RuntimeError) as error:  # no network, no right to write; another checksum
-            sys.exit(f"{arch} could not be fetched: {error}")
+            url, path = models.get_model_weights(arch).DEFAULT.url, weights_file(arch)
+            sys.exit(f"{arch} could not be fetched ({error}). From a machine with internet, copy {url} to {path}")
     check_weights(arch)
     print(f"{arch}: {weights_file(arch)}")
 
