@@ -316,7 +316,7 @@ def test_on_a_real_grid_engine(root, tmp_path, alone):
         def type_(line):
             return sge.run(line, root.folder)
 
-        run = run_of(root, type_(f"{command} {SLOWLY} 0.1"))
+        run = run_of(root, type_(f"{command} {SLOWLY} 0.5"))  # it still runs when the others have been submitted
         second = run_of(root, type_(f"{command} --name second"))
         failing = run_of(root, type_(f"{command} --monitor val/none --name failing"))
         until(lambda: state_of(type_(LIST), run) == "RUNNING")
