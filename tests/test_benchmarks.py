@@ -62,7 +62,7 @@ def test_the_commands_of_the_readme():
         "python tests/benchmarks/run.py",
         "python tests/benchmarks/run.py lesson",
         "python tests/benchmarks/run.py data",
-        "python tests/benchmarks/run.py step launch scaling",
+        "python tests/benchmarks/run.py step pages launch scaling",
         "python tests/benchmarks/run.py --write",
         "python tests/benchmarks/waits.py",
         "python tests/benchmarks/scaling.py",
@@ -76,7 +76,7 @@ COLUMNS = {
     "lesson": ["seconds an epoch", "times the floor", "images a second", "data in percent", "MB", "accuracy"],
     "step": ["microseconds a step", "more"],
     "step-resnet18": ["microseconds a step", "more"],
-    "step-pages": ["percent of an epoch", "seconds once a training"],
+    "pages": ["percent of an epoch", "seconds once a training"],
     "data": ["sample by sample", "by the batch", "ratio"],
     "launch": ["seconds"],
     "launch-step": ["imports", "configuration", "data", "network", "summary of the network", "logger",
@@ -88,7 +88,7 @@ COLUMNS = {
 }  # fmt: skip
 
 
-SLOW = ("lesson", "step launch scaling", "cifar")
+SLOW = ("lesson", "step pages launch scaling", "cifar")
 
 
 @pytest.mark.parametrize("command", ["data", *(pytest.param(tables, marks=pytest.mark.slow) for tables in SLOW)])

@@ -7,6 +7,7 @@ python tests/benchmarks/run.py --smallest        does it run? The numbers mean n
 
 lesson    the lessons: an epoch, images/s, memory, accuracy; what is left of a step when the data cost nothing
 step      where each microsecond of a step goes, from a bare loop to the last stage
+pages     what TensorBoard's pages take of an epoch
 data      the data alone, on one core
 launch    from the command to the first step
 scaling   1, 2 and 4 processes
@@ -34,8 +35,8 @@ sys.path[:0] = [str(ROOT), str(HERE.parent), str(HERE)]  # src/, lesson.py and c
 import report  # noqa: E402
 from measure import loads, machine  # noqa: E402
 
-TABLES = {"lesson": "lessons", "step": "steps", "data": "data_path", "launch": "launching", "scaling": "processes",
-          "cifar": "cifar"}  # fmt: skip
+TABLES = {"lesson": "lessons", "step": "steps", "pages": "pages", "data": "data_path", "launch": "launching",
+          "scaling": "processes", "cifar": "cifar"}  # fmt: skip
 BUSY = 0.5  # of the load average
 
 

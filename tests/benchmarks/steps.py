@@ -13,7 +13,7 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ProgressBar
-from measure import ROOT, Table, Target, rounds, run
+from measure import Table, Target, rounds
 
 from src import train as last_stage
 from src.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
@@ -190,25 +190,6 @@ def compare(caption, network, shape, batch_size, steps, turns, names):
     return table
 
 
-def pages(smallest):
-    """What TensorBoard's pages take: percent of each epoch, and once a training. From Lightning's own profiler."""
-    table = Table("TensorBoard's pages (pictures, histograms, curves) in `python run.py`, mlp on MNIST.")
-    for _ in range(1 if smallest else 3):
-        with tempfile.TemporaryDirectory() as folder:
-            flags = "--limit_train_batches 50 --limit_val_batches 5 --max_epochs 2" if smallest else "--max_epochs 3"
-            command = f"python run.py --cluster debug --profile simple --log_path {folder}/logs {flags}"
-            run(command, ROOT)
-            [report] = Path(folder).glob("logs/*/fit-profiler*.txt")
-            # | action | mean | calls | total | percent |
-            lines = [[word.strip() for word in line.split("|")] for line in report.read_text().splitlines()]
-        seconds = {line[1]: float(line[4]) for line in lines if len(line) > 5 and line[3].isdigit()}
-        pages = {action: total for action, total in seconds.items() if "TensorBoardPages" in action}
-        once = sum(total for action, total in pages.items() if action.endswith(("on_train_start", "on_train_end")))
-        share = (sum(pages.values()) - once) / seconds["run_training_epoch"]
-        table.add("TensorBoard's pages", percent_of_an_epoch=100 * share, seconds_once_a_training=once)
-    return table
-
-
 def measure(smallest):
     torch.set_num_threads(1)
     *tiny, turns = TINY
@@ -219,10 +200,6 @@ def measure(smallest):
         real, real_turns, names = ["cnn", [3, 32, 32], 16, 20], 1, [LOOP, "+ metrics, ExactResume", ALL]
     step = compare("Lesson 1's network, batches of 64, one core.", *tiny, turns, names)
     resnet = compare("ResNet-18, images of 32 x 32, batches of 128, one core.", *real, real_turns, [LOOP, ALL])
-    shown = pages(smallest)
     more = 100 * resnet.mean(ALL, "more") / resnet.mean(LOOP, "microseconds a step")
-    targets = [
-        Target("ResNet-18: the last stage over the bare loop, percent", more, 3),
-        Target("TensorBoard's pages, percent of an epoch", shown.mean("TensorBoard's pages", "percent of an epoch"), 2),
-    ]
-    return {"step": step, "step-resnet18": resnet, "step-pages": shown}, targets
+    targets = [Target("ResNet-18: the last stage over the bare loop, percent", more, 3)]
+    return {"step": step, "step-resnet18": resnet}, targets
