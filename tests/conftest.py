@@ -33,23 +33,25 @@ def pytest_collection_modifyitems(items):
     items.sort(key=place)
 
 
-def running_cluster():
+@pytest.fixture(scope="session")
+def namespaces():
+    """Mounts, networks and the practice cluster are for root, on Linux: what asks for them cannot run without."""
     if reason := unavailable():
         cannot_run(reason)
+
+
+@pytest.fixture(scope="session")
+def cluster(namespaces):
+    """A running practice cluster (see cluster.py), one for the whole session."""
     with Cluster() as running:
         yield running
 
 
-@pytest.fixture(scope="session")
-def cluster():
-    """A running practice cluster (see cluster.py), one for the whole session."""
-    yield from running_cluster()
-
-
 @pytest.fixture
-def own_cluster():
+def own_cluster(namespaces):
     """One for a single test, in which nodes crash."""
-    yield from running_cluster()
+    with Cluster() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

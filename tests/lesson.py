@@ -49,6 +49,21 @@ def cannot_run(reason: str) -> None:
     (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
 
 
+def chromium() -> str:
+    """The browser's path."""
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    return found or cannot_run("there is no Chromium on this machine")
+
+
+def page_of(address: str, folder: Path) -> str:
+    """HTML of a page of TensorBoard, when the browser has drawn it. folder: for what the browser keeps."""
+    quiet = "--disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
+    # Half a minute of the page's own clock: it asks the server for the runs, then draws them.
+    command = [chromium(), "--headless", "--no-sandbox", *quiet.split(), "--virtual-time-budget=30000", "--dump-dom"]
+    command += [f"--user-data-dir={folder}", address]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+
+
 def until(true, seconds: float = 120) -> None:
     """Wait until true() is."""
     deadline = time.monotonic() + seconds

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lesson import REPOSITORY, TEST_LINE, Lesson, assert_one_sentence, cannot_run, epochs
+from lesson import REPOSITORY, TEST_LINE, Lesson, assert_one_sentence, epochs, page_of
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -278,14 +278,7 @@ def test_tensorboard_serves_the_logs(tensorboard):
 
 
 def test_a_browser_opens_tensorboard(tensorboard, trained, tmp_path):
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        cannot_run("there is no Chromium on this machine")
-    quiet = "--disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
-    # Half a minute of the page's own clock: it asks the server for the runs, then draws them.
-    command = [browser, "--headless", "--no-sandbox", *quiet.split(), "--virtual-time-budget=30000", "--dump-dom"]
-    command += [f"--user-data-dir={tmp_path}", tensorboard]
-    page = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    page = page_of(tensorboard, tmp_path)
     assert "Custom Scalars" in page
     assert trained[1].name in page  # the run, in the list at the side
 

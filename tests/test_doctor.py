@@ -10,8 +10,8 @@ import time
 
 import pytest
 import quick_python
-from cluster import hosts_that_lead_to_themselves, unavailable
-from lesson import REPOSITORY, assert_one_sentence, cannot_run, readme_commands
+from cluster import hosts_that_lead_to_themselves
+from lesson import REPOSITORY, assert_one_sentence, readme_commands
 from training import clean, free_port
 
 DOCTOR = f"{sys.executable} {REPOSITORY}/run.py doctor"
@@ -52,13 +52,6 @@ def bad(done):
     """Check: text, of all lines that are not ok, as one text."""
     return "\n".join(f"{level} {ranks} {check}: {text}" for level, ranks, check, text in LINE.findall(done.stdout)
                      if level != "ok")  # fmt: skip
-
-
-@pytest.fixture
-def root():
-    """Mounts of one's own are for root, on Linux."""
-    if reason := unavailable():
-        cannot_run(reason)
 
 
 def start(rank, size, port, folder, before="", path=REPOSITORY, **environment):
@@ -151,7 +144,7 @@ def test_variables_of_another_job(tmp_path):
     assert "see lessons/troubleshooting.md#variables-left-of-another-job" in bad(done)
 
 
-def test_disks_that_are_too_small_or_read_only(tmp_path, root):
+def test_disks_that_are_too_small_or_read_only(tmp_path, namespaces):
     mounts = {"logs": "-o size=1M", "data": "-o size=500M", "scratch": "-o ro"}
     commands = ["mount -t tmpfs -o size=1M tmpfs /dev/shm"]
     for name, options in mounts.items():
@@ -229,7 +222,7 @@ def test_a_port_that_is_taken(tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_that_differ(tmp_path, root):
+def test_processes_that_differ(tmp_path, namespaces):
     """Another code, another disk under the same name, and both processes on one CPU."""
     other = tmp_path / "other"
     shutil.copytree(REPOSITORY / "src", other / "src", ignore=shutil.ignore_patterns("__pycache__"))

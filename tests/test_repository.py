@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import quick_python
-from lesson import REPOSITORY, cannot_run, readme_commands
+from lesson import REPOSITORY, chromium, readme_commands
 from PIL import Image, ImageStat
 
 READMES = sorted([REPOSITORY / "README.md", REPOSITORY / "data/README.md", *REPOSITORY.glob("lessons/*/README.md")])
@@ -90,8 +90,7 @@ def test_pictures_are_drawn_again(tmp_path, arguments, drawn):
 
 @pytest.mark.slow
 def test_screenshots_are_taken_again(tmp_path):
-    if not (shutil.which("chromium") or shutil.which("google-chrome")):
-        cannot_run("there is no Chromium on this machine")
+    chromium()
     subprocess.run([sys.executable, REPOSITORY / "lessons/screenshots.py", "--out", tmp_path], check=True)
     assert_drawn_again(tmp_path, ["05-curves", "05-hparams", "05-images", "tensorboard"])
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from lesson import REPOSITORY
+from lesson import REPOSITORY, cannot_run
 from training import Training, clean, curves, epoch_lines, free_port, steps, weights
 
 sys.path.insert(0, str(REPOSITORY))
@@ -420,7 +420,7 @@ def test_torchrun_and_python_give_the_same(run, tmp_path):
 @pytest.mark.slow
 def test_mpirun_and_torchrun_give_the_same(tmp_path):
     if shutil.which("mpirun") is None:
-        pytest.skip("there is no mpirun")
+        cannot_run("there is no mpirun")
     launcher = f"mpirun --allow-run-as-root --oversubscribe -n 2 {PYTHON}"
     launched = Training(tmp_path / "mpi", FLAGS, launcher=launcher).ends_well()
     assert weights(launched) == weights(Training(tmp_path / "two", FLAGS, processes=2).ends_well())

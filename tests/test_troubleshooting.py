@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 import quick_python
-from cluster import hosts_that_lead_to_themselves, unavailable
-from lesson import REPOSITORY, cannot_run
+from cluster import hosts_that_lead_to_themselves
+from lesson import REPOSITORY, page_of
 from training import clean, free_port
 
 sys.path.insert(0, str(REPOSITORY))
@@ -241,13 +241,6 @@ def compared(text):
     return " ".join(text.split())
 
 
-@pytest.fixture
-def root():
-    """Mounts and networks of one's own are for root, on Linux."""
-    if reason := unavailable():
-        cannot_run(reason)
-
-
 @pytest.mark.parametrize("heading", PYTHON)
 def test_python_says(heading, tmp_path):
     done = subprocess.run(
@@ -264,7 +257,7 @@ def test_python_says(heading, tmp_path):
 
 
 @pytest.mark.parametrize("heading", SHELL)
-def test_a_shell_shows(heading, tmp_path, root):
+def test_a_shell_shows(heading, tmp_path, namespaces):
     assert heading in compared(said_by(SHELL[heading], tmp_path))
 
 
@@ -334,16 +327,10 @@ def test_tensorboard_could_not_bind_to_port(tmp_path):
 
 
 def test_no_dashboards_are_active_for_the_current_data_set(tmp_path):
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        cannot_run("there is no Chromium on this machine")
     with tensorboard(tmp_path, 0) as said:
         address = next(match[0] for line in said if (match := re.search(r"http://\S+:\d+/", line)))
         urllib.request.urlopen(address, timeout=30).close()
-        quiet = "--disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
-        command = [browser, "--headless", "--no-sandbox", *quiet.split(), "--virtual-time-budget=30000", "--dump-dom"]
-        command += [f"--user-data-dir={tmp_path}/browser", address]
-        page = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+        page = page_of(address, tmp_path / "browser")
     assert "No dashboards are active for the current data set." in compared(page)
 
 

@@ -37,14 +37,16 @@ def check_weights(arch):
 
 def fetch(arch):
     """Download the weights if they are not there. Their checksum is part of the file's name; torch compares it."""
-    if not weights_file(arch).exists():
+    weights, path = models.get_model_weights(arch).DEFAULT, weights_file(arch)
+    if not path.exists():
         try:
-            models.get_model_weights(arch).DEFAULT.get_state_dict(check_hash=True, weights_only=True)
+            weights.get_state_dict(check_hash=True, weights_only=True)
         except (OSError, RuntimeError) as error:  # no network, no right to write; another checksum
-            url, path = models.get_model_weights(arch).DEFAULT.url, weights_file(arch)
-            sys.exit(f"{arch} could not be fetched ({error}). From a machine with internet, copy {url} to {path}")
+            sys.exit(
+                f"{arch} could not be fetched ({error}). From a machine with internet, copy {weights.url} to {path}"
+            )
     check_weights(arch)
-    print(f"{arch}: {weights_file(arch)}")
+    print(f"{arch}: {path}")
 
 
 def main():
