@@ -129,6 +129,8 @@ def train(command, config_text, run_folder, callbacks=(), test=True):
         fit(trainer, model, data, checkpoint, settings, run_folder, test)
     else:
         evaluate(command, trainer, model, data, checkpoint, run_folder)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # else a thread of gloo's may abort Python while it shuts down
     del lock
 
 

@@ -70,6 +70,7 @@ def leave(run):
 
     The threads of gloo, which carries the data between processes without GPUs, sometimes abort the process when Python
     takes everything down ("terminate called without an active exception"). Slurm would call a good run FAILED.
+    train() ends them with the process group. With fsdp torch keeps the group, and with it the threads.
     """
     if run.finished:
         sys.stdout.flush()
