@@ -61,10 +61,10 @@ def page_of(address: str, folder: Path) -> str:
     # Half a minute of the page's own clock: it asks the server for the runs, then draws them.
     command = [chromium(), "--headless", "--no-sandbox", *quiet.split(), "--virtual-time-budget=30000", "--dump-dom"]
     command += [f"--user-data-dir={folder}", address]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=300).stdout
 
 
-def until(true, seconds: float = 120) -> None:
+def until(true, seconds: float = 300) -> None:
     """Wait until true() is."""
     deadline = time.monotonic() + seconds
     while not true():

@@ -78,7 +78,7 @@ class Sge:
                 stderr=log,
                 env=self.environment,
             )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not (self.folder / "ready").exists():
             if self.unshare.poll() is not None or time.monotonic() > deadline:
                 self.__exit__()

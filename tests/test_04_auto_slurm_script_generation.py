@@ -89,7 +89,7 @@ def test_local_runs_in_the_background_with_log_files(lesson):
     [(job, run_folder)] = jobs.items()
     run_folder = lesson.folder / run_folder
     result = run_folder.parent / f"{job}_0_result.pkl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not result.exists():
         assert time.monotonic() < deadline
         time.sleep(0.2)
@@ -155,7 +155,7 @@ def test_a_cancelled_job_is_seen_as_cancelled(lesson, cluster):
     done = cluster.run("python run.py --max_epochs 1000 --batch_size 1000", lesson.folder)
     [(job, run_folder)] = submitted(done).items()
     log = (lesson.folder / run_folder).parent / f"{job}_0_log.out"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (log.exists() and "epoch: 01/1000" in log.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.2)

@@ -290,7 +290,7 @@ def test_local_job(lesson):
     folder = lesson.folder / folder
     assert folder.name == job
     log = lesson.folder / re.search(r"tail -F (\S+)", done.stdout)[1]
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (folder / f"{job}_0_result.pkl").exists():
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.2)

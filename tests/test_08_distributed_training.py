@@ -48,7 +48,7 @@ def running(pid: str) -> bool:
 
 def finish(folder: Path, processes: int) -> list[str]:
     """Wait until all processes of a local run have ended well; the log of each."""
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + 300
     while running(folder.name):
         assert time.monotonic() < deadline
         time.sleep(0.2)

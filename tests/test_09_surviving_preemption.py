@@ -145,7 +145,7 @@ def test_ctrl_c_and_cancel_without_slurm(root):
                     break
             time.sleep(1.5)
             process.send_signal(kill)
-        output += process.communicate(timeout=120)[0]
+        output += process.communicate(timeout=300)[0]
         [run] = set((root.folder / "logs").iterdir()) - before
         assert process.returncode == {0: 128 + signal.SIGINT, 1: -signal.SIGKILL, 2: 0}[number], output
         command = f"python run.py resume {run.name}"

@@ -486,7 +486,7 @@ def write_parallel(path, what, tasks=4):
         )
         for rank in range(tasks)
     ]
-    outputs = [task.communicate(timeout=60) for task in started]
+    outputs = [task.communicate(timeout=300) for task in started]
     return [(task.returncode, *output) for task, output in zip(started, outputs, strict=True)]
 
 

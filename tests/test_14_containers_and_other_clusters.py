@@ -410,7 +410,7 @@ def test_hyperparameters_are_flags_and_hosts_are_nodes(monkeypatch):
 @pytest.mark.slow
 def test_a_wrong_hyperparameter_is_the_failure_that_sagemaker_shows(tmp_path):
     ml = make_ml(tmp_path / "ml", ["algo-1"], "algo-1", **HYPER, max_epochz="3")
-    assert start_on_sagemaker(ml).wait(120) == 2
+    assert start_on_sagemaker(ml).wait(300) == 2
     [line] = text(ml / "output/failure").splitlines()
     assert "there is no flag --max_epochz=3: did you mean --max_epochs" in line
 
@@ -418,7 +418,7 @@ def test_a_wrong_hyperparameter_is_the_failure_that_sagemaker_shows(tmp_path):
 @pytest.mark.slow
 def test_sagemaker_on_one_host(tmp_path, alone):
     ml = make_ml(tmp_path / "ml", ["algo-1"], "algo-1", **HYPER)
-    assert start_on_sagemaker(ml).wait(120) == 0, text(Path(f"{ml}.log"))
+    assert start_on_sagemaker(ml).wait(300) == 0, text(Path(f"{ml}.log"))
     assert checksum_in(text(Path(f"{ml}.log"))) == alone(1)
     assert not (ml / "output/failure").exists()
     assert list((ml / "output/data").glob("events.out.tfevents.*")) and (ml / "checkpoints/checkpoints").is_dir()
@@ -455,7 +455,7 @@ def test_sagemaker_on_two_hosts_interrupted(tmp_path, alone):
             until(lambda log=log: "epoch: 01/02" in text(log))
             for job in jobs:
                 job.send_signal(signal.SIGTERM)
-        codes = [job.wait(120) for job in jobs]
+        codes = [job.wait(300) for job in jobs]
         assert codes == [0, 0] if attempt else 0 not in codes, text(log)
         logs += "".join(text(Path(f"{ml}.log")) for ml in trees)
         first = trees[:1]

@@ -35,7 +35,7 @@ def doctor(flags, folder, before="", command="python run.py doctor", **environme
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        timeout=120,
+        timeout=300,
     )
 
 
@@ -233,7 +233,7 @@ def test_processes_that_differ(tmp_path, namespaces):
     port, bound = free_port(), f"taskset -c {min(os.sched_getaffinity(0))}"
     own_disk = f'unshare -m bash -c \'mount -t tmpfs tmpfs {tmp_path}/logs; exec "$0" "$@"\' {bound}'
     first, second = start(0, 2, port, tmp_path, bound), start(1, 2, port, tmp_path, own_disk, other)
-    output = first.communicate(timeout=120)[0] + second.communicate(timeout=120)[0]
+    output = first.communicate(timeout=300)[0] + second.communicate(timeout=300)[0]
     for words in ("CPU sharing: rank", "not the same everywhere", "shared folder: not seen by"):
         assert words in output, output
     assert first.returncode == 1

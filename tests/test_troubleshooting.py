@@ -233,7 +233,7 @@ def said_by(command, folder, quick=True, **environment):
     """All that a bash line writes."""
     variables = clean(quick_python.environment() if quick else os.environ) | environment
     files = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
-    return subprocess.run(["bash", "-c", command], cwd=folder, env=variables, text=True, timeout=120, **files).stdout
+    return subprocess.run(["bash", "-c", command], cwd=folder, env=variables, text=True, timeout=300, **files).stdout
 
 
 def compared(text):
@@ -251,7 +251,7 @@ def test_python_says(heading, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert heading in compared(done.stdout)
 

@@ -15,7 +15,7 @@ from lesson import REPOSITORY
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
-LIMIT = 120  # seconds, for one training
+LIMIT = 300  # seconds, for one training on a machine that has much else to do
 EVERYTHING = {"tensors": 0}  # 0: all steps; the default is a sample of them
 # Processes of their own that have imported torch and Lightning already: what takes 5 seconds is done once.
 FORKS = multiprocessing.get_context("forkserver")
