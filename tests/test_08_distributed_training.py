@@ -249,33 +249,25 @@ def test_two_local_jobs_at_once_mixed_precision_sync_batchnorm_and_crops(lesson)
 
 
 ENDS = """
-import atexit, sys
-import torch
-from run import leave
+import atexit, os, pathlib, sys
 
-rank, meet, fails = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
-hparams = {}
-atexit.register(leave, hparams)
-torch.distributed.init_process_group("gloo", f"file://{meet}", rank=rank, world_size=2)
-for _ in range(20):
-    torch.distributed.all_reduce(torch.ones(1000))
-if fails:
-    sys.exit("failed")
-hparams["finished"] = True
+def threads():
+    if "torch" in sys.modules:
+        names = [path.read_text().strip() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
+        pathlib.Path(os.environ["ENDS"], f"{os.getpid()}.txt").write_text(" ".join(names))
+
+atexit.register(threads)
 """
 
 
-def test_processes_end_without_an_abort_and_a_failed_one_fails(lesson):
-    """In the other tests eleven processes of training runs end well. This is the end alone."""
-    (lesson.folder / "ends.py").write_text(ENDS)
-    for number in range(2):
-        meet = lesson.folder / f"meet-{number}"
-        both = f"python ends.py 0 {meet} & python ends.py 1 {meet}; first=$?; wait $! && exit $first"
-        done = lesson.shell(both, real=number == 0)
-        assert done.returncode == 0 and done.stderr == "", done.stderr
-    meet = lesson.folder / "meet-fails"
-    done = lesson.shell(f"python ends.py 0 {meet} & python ends.py 1 {meet} fails; first=$?; wait $! && exit $first")
-    assert done.returncode == 1 and "failed" in done.stderr
+def test_no_thread_of_gloo_is_left_when_python_shuts_down(lesson, tmp_path):
+    """One that is left sometimes aborts it: ten times out of a hundred where the last thing is a backward pass."""
+    (tmp_path / "sitecustomize.py").write_text(ENDS)
+    command = f"ENDS={tmp_path} PYTHONPATH={tmp_path} python run.py --cluster local --tasks_per_node 2 {SHORT}"
+    folder = start(lesson, f"{command} --log_path logs/ends")
+    finish(folder, 2)
+    ends = [path.read_text() for path in tmp_path.glob("*.txt")]
+    assert len(ends) == 2 and all("python" in names and "gloo" not in names for names in ends), ends
 
 
 def test_two_nodes_with_two_processes_each(lesson, cluster, trained):

@@ -10,7 +10,6 @@ python run.py --dry_run              only show the script that would go to Slurm
 """
 
 import argparse
-import atexit
 import contextlib
 import difflib
 import importlib.util
@@ -307,18 +306,6 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def leave(hparams):
-    """End a process whose run has finished, at once.
-
-    The threads of gloo, which carries the data between processes without GPUs, sometimes abort the process when Python
-    takes everything down ("terminate called without an active exception"). Slurm would call a good run FAILED.
-    """
-    if hparams.get("finished"):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
-
-
 def train(hparams):
     """What the job runs. Only here is torch imported: describing a job does not need it."""
     if hparams["cluster"] == "local":
@@ -326,8 +313,6 @@ def train(hparams):
         # to stand here before Lightning is imported. On Slurm it asks Slurm.
         os.environ["LOCAL_RANK"] = str(submitit.JobEnvironment().local_rank)
         os.environ["MASTER_PORT"] = str(hparams["port"])
-    if hparams["nodes"] * hparams["tasks_per_node"] > 1:
-        atexit.register(leave, hparams)  # registered first, so called last
 
     # How long a thread that waits for the others keeps its CPU busy: a 30th of what it would. See the README.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -339,7 +324,6 @@ def train(hparams):
         with contextlib.suppress(OSError):  # submitit without Slurm leaves an empty folder called %j
             hparams["run_folder"].with_name("%j").rmdir()
     main(hparams)
-    hparams["finished"] = True
 
 
 def submit(args, folder, runs):

@@ -156,3 +156,5 @@ def main(hparams):
     threads = torch.get_num_threads()
     log.info(f"CPUs: {hparams['cpus_per_task']}    workers: {hparams['num_workers']}    threads: {threads}")
     log.info(f"the weights are {checksum(model)}")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # else a thread of gloo's may abort Python while it shuts down
