@@ -219,6 +219,7 @@ def test_a_port_that_is_taken(tmp_path):
                       MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))  # fmt: skip
     assert done.returncode == 1
     assert f"ERROR 0 meeting: port {port} is taken" in bad(done), done.stdout + done.stderr
+    assert "\ndoctor: 1 error, " in done.stdout
 
 
 @pytest.mark.slow

@@ -94,5 +94,9 @@ def print_table(found, size):
     for level, ranks, text in lines:
         print(f"{level:7}  {ranks:{width}}  {text}")
     errors, warnings = (sum(level == kind for level, _, _ in lines) for kind in (ERROR, WARNING))
-    print(f"\ndoctor: {errors} errors, {warnings} warnings", flush=True)
+    print(f"\ndoctor: {plural(errors, 'error')}, {plural(warnings, 'warning')}", flush=True)
     return 1 if errors else 0
+
+
+def plural(number, word):
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
