@@ -3,7 +3,7 @@
 python exercises/solutions/2_dropout.py
 
 Lightning does both around its validation. What you evaluate yourself, you switch yourself. no_grad() is something else:
-it saves the memory for gradients, and leaves dropout as it is.
+it does not keep what backward() would need, and leaves dropout as it is.
 """
 
 import torch

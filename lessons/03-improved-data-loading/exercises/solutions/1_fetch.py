@@ -22,7 +22,8 @@ class Digits(Dataset):
         return self.images[index] / 255, self.labels[index]
 
     def __getitems__(self, indices):
-        return self.images[indices] / 255, self.labels[indices]
+        indices = torch.tensor(indices)
+        return self.images.index_select(0, indices) / 255, self.labels.index_select(0, indices)
 
 
 def make_loader(dataset, batch_size):
