@@ -11,7 +11,7 @@ RUN pip install --no-cache-dir --requirement requirements.txt
 
 COPY run.py ./
 COPY src ./src
-COPY data/get_data.py ./data/get_data.py
+COPY data/get_data.py data/colour_mnist.py ./data/
 
 # Which code this is: there is no git in the image.
 ARG COMMIT=unknown

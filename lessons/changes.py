@@ -31,7 +31,8 @@ def changes(before, after):
         elif old[name] != new[name]:
             diff = list(difflib.unified_diff(old[name], new[name], n=2, lineterm=""))[2:]
             added, removed = (sum(line.startswith(sign) for line in diff) for sign in "+-")
-            parts.append(f"<details><summary><code>{name}</code>: {added} line{'s' * (added != 1)} new, {removed} gone</summary>\n")
+            lines = "line" if added == 1 else "lines"
+            parts.append(f"<details><summary><code>{name}</code>: {added} {lines} new, {removed} gone</summary>\n")
             parts.append("```diff\n" + "\n".join(diff) + "\n```\n\n</details>\n")
     return "\n".join(parts)
 

@@ -67,7 +67,7 @@ NOT_FOR_THE_READER = [
 
 
 def prepare(command, argv) -> str:
-    """What can be done and checked before a job starts: the configuration, the network, the data and weights on disk.
+    """What can be done and checked before a job starts: the configuration, network and optimizer, the data on disk.
 
     Returns:
         the merged configuration, the YAML text that train() takes
@@ -79,8 +79,8 @@ def prepare(command, argv) -> str:
     if command != "fit":
         find(config.run or "", config.ckpt)
     parts = instantiate(config)
-    if hasattr(parts.model, "make_optimizer"):
-        parts.model.make_optimizer(parts.optimizer)
+    if not is_overridden("configure_optimizers", parts.model):
+        make_optimizer(parts.model, parts.optimizer)
     parts.data.prepare_data()
     return text
 
@@ -252,14 +252,18 @@ def threads(settings, job):
     return max(1, cpus - settings.num_workers)
 
 
+def make_optimizer(model, optimizer):
+    """The optimizer of the configuration. A model may want groups of parameters, each with settings of its own."""
+    return model.make_optimizer(optimizer) if hasattr(model, "make_optimizer") else optimizer(model.parameters())
+
+
 def attach_optimizer(model, optimizer, scheduler, interval):
     """Give the model the optimizer and scheduler of the configuration, unless it makes its own."""
     if is_overridden("configure_optimizers", model):
         return
 
     def configure_optimizers():
-        # A model may want groups of parameters, each with settings of its own.
-        made = model.make_optimizer(optimizer) if hasattr(model, "make_optimizer") else optimizer(model.parameters())
+        made = make_optimizer(model, optimizer)
         if scheduler is None:
             return made
         lr_scheduler = scheduler(made)

@@ -180,16 +180,18 @@ def test_what_is_wrong_is_one_sentence(root):
 def sources(file):
     """What is copied into the image, of what is where."""
     if file == "Dockerfile":
-        return dict(re.findall(r"^COPY (\S+) \./(\S*)$", (REPOSITORY / file).read_text(), re.MULTILINE))
+        lines = re.findall(r"^COPY (.*) \./(\S*)$", (REPOSITORY / file).read_text(), re.MULTILINE)
+        return {source: target for sources, target in lines for source in sources.split()}
     files = re.search(r"^%files\n((?: +\S+ \S+\n)+)", (REPOSITORY / file).read_text(), re.MULTILINE)[1]
     return dict(line.split() for line in files.splitlines())
 
 
 def test_both_images_hold_the_code_and_nothing_else():
+    held = {"requirements.txt", "run.py", "src", "data/get_data.py", "data/colour_mnist.py"}
     for file in ("Dockerfile", "apptainer.def"):
-        assert set(sources(file)) == {"requirements.txt", "run.py", "src", "data/get_data.py"}
+        assert set(sources(file)) == held
     allowed = [line[1:] for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line.startswith("!")]
-    assert set(allowed) == {"requirements.txt", "run.py", "src", "data/get_data.py"}
+    assert set(allowed) == held
     bases = {
         re.search(r"(?:FROM|From:) (\S+)", (REPOSITORY / file).read_text())[1]
         for file in ("Dockerfile", "apptainer.def")
@@ -251,7 +253,7 @@ def test_the_scripts_for_pbs_and_sge_are_complete_and_explained(root):
             if line.startswith(("#PBS", "#$")):
                 assert before.startswith("# "), line
         train = next(line for line in lines if "mpirun" in line)
-        assert train.startswith('timeout --preserve-status --signal=USR2 93510 mpirun -n 8 --hostfile "$hostfile" env')
+        assert train.startswith('timeout --preserve-status --signal=USR1 93510 mpirun -n 8 --hostfile "$hostfile" env')
         assert lines[-1] == 'exit "$code"'
     aprun = root.shell(f"{PBS_DRY} --mpirun 'aprun -n {{processes}} -N {{tasks_per_node}}'").stdout
     assert " aprun -n 8 -N 4 env MASTER_ADDR=" in aprun
@@ -259,8 +261,10 @@ def test_the_scripts_for_pbs_and_sge_are_complete_and_explained(root):
 
 
 @pytest.mark.slow
-def test_pbs_time_is_up_queued_again_and_cancelled_while_pending(root, pbs, alone):
-    run = run_of(root, pbs(f"{PBS} {SHORT} {SLOWLY} 0.1"))
+@pytest.mark.parametrize("mpirun", ["mpirun", "mpirun.mpich"])
+def test_pbs_time_is_up_queued_again_and_cancelled_while_pending(root, pbs, alone, mpirun):
+    line = f"--mpirun '{mpirun} -n {{processes}} --hostfile {{hostfile}}'"
+    run = run_of(root, pbs(f"{PBS} {SHORT} {SLOWLY} 0.1 {line}"))
     second = run_of(root, pbs(f"{PBS} {SHORT} --name second"))
     shown = pbs(LIST)
     assert (state_of(shown, run), state_of(shown, second)) == ("RUNNING", "PENDING")
@@ -269,11 +273,11 @@ def test_pbs_time_is_up_queued_again_and_cancelled_while_pending(root, pbs, alon
     first = text(run / "job_id").strip()
     session = text(Path(run.parents[2] / "pbs" / first / "pid"))
     # What `timeout` of the script sends when the time is up.
-    subprocess.run(["pkill", "-USR2", "--session", session, "mpirun"], check=True)
+    subprocess.run(["pkill", "-USR1", "--session", session, mpirun], check=True)
     until(lambda: text(run / "exit_code"))
     assert text(run / "exit_code") == "0\n", text(run / "log.out")
     log = text(run / "log.out")
-    assert "SIGUSR2: saving at step" in log and log.count("going on from") == 1
+    assert "SIGUSR1: saving at step" in log and log.count("going on from") == 1
     assert checksum_in(log) == alone(2)  # that of torchrun, too: see test_train.py
     assert text(run / "job_id").strip() != first and len(text(run / "attempts").split()) == 2
     shown = pbs(LIST)
@@ -323,7 +327,7 @@ def test_on_a_real_grid_engine(root, tmp_path, alone):
         assert state_of(type_(LIST), second) == "PENDING"
         assert type_(CANCEL.replace("RUN", second.name)).returncode == 0
         until(lambda: "epoch: 01/02" in text(run / "log.out"))
-        type_("pkill -USR2 mpirun")
+        type_("pkill -USR1 mpirun")
         until(lambda: text(run / "exit_code") and text(failing / "exit_code"), 200)
 
         def codes():  # what SGE sees; it writes its accounting late

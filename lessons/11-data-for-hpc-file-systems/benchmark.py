@@ -1,6 +1,6 @@
 """What a folder of small files costs on your machine, and what packing, staging and caching save.
 
-python benchmark.py                                      50,000 images, two minutes, 0.5 GB in ./work
+python benchmark.py                                      50,000 images, a few minutes, 0.7 GB in ./work
 python benchmark.py --images 5000 --seconds 2            quicker
 python benchmark.py --work /scratch/me                   on another file system
 sudo env "PATH=$PATH" python benchmark.py                the cold column too: only root can empty the system's memory

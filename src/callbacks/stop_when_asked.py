@@ -5,6 +5,7 @@ any, all of them save at the same place. Nothing is saved inside of a signal han
 others that are in the middle of a step and wait for its gradients.
 
     USR2                what submitit has Slurm send before the time limit: save, requeue the job, end
+    USR1                what our scripts for PBS and SGE have mpirun hand on: save, end; the script requeues the job
     TERM on Slurm       what comes before a job is killed, for a more urgent one say: save, go on until that happens
     TERM elsewhere      save, end
     Ctrl-C              save, end
@@ -43,7 +44,7 @@ class StopWhenAsked(L.Callback):
 
     def listen(self):
         on_slurm = "SLURM_JOB_ID" in os.environ
-        for number in (signal.SIGUSR2, signal.SIGTERM, *([] if on_slurm else [signal.SIGINT])):
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, *([] if on_slurm else [signal.SIGINT])):
             handler = signal.signal(number, self.leave_note)
             self.before.setdefault(number, handler)
 

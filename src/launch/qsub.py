@@ -14,7 +14,7 @@ from src.launch.script import python_command
 
 CLUSTERS = ("pbs", "sge")
 WARNING_TIME = 90  # seconds from the request to save until the time is up
-TIME_IS_UP = 140  # how a training ends that was asked to save by USR2: 128 + the signal's number
+TIME_IS_UP = 138  # how a training ends that was asked to save by USR1: 128 + the signal's number
 
 
 def clock(job):
@@ -93,7 +93,8 @@ def script_lines(job, command, folder):
     seconds = max(minutes(job.time) * 60 - WARNING_TIME, minutes(job.time) * 30)
     yield (
         "start the processes on all nodes; before the time is up, ask them to save and to end",
-        f"timeout --preserve-status --signal=USR2 {seconds} {processes} "
+        # USR1: Open MPI would hand on USR2 as well, but MPICH and Intel MPI end at it, and the processes with them.
+        f"timeout --preserve-status --signal=USR1 {seconds} {processes} "
         'env MASTER_ADDR="$MASTER_ADDR" MASTER_PORT="$MASTER_PORT" '
         f"PYTHONPATH={shlex.quote(str(ROOT))} PYTHONSAFEPATH=1 "
         f'{training} --config "$run/config.yaml" --run_folder "$run"',
