@@ -341,8 +341,8 @@ def test_gpus_that_are_not_there_are_one_sentence_in_the_log(lesson, cluster):
     [(job, folder)] = re.findall(r"^job (\S+) +(\S+)", done.stdout, re.MULTILINE)
     assert cluster.wait(job) == "FAILED"
     logs = [log_of(lesson.folder / folder, rank) for rank in range(2)]
-    assert logs[0].count("--gpus_per_node 2, but torch sees 0 GPUs here") == 1
-    assert "ERROR" not in logs[1]
+    said = [log.count("--gpus_per_node 2, but torch sees 0 GPUs here") for log in logs]
+    assert sum(said) >= 1 and max(said) == 1  # when one has ended, srun ends the other
     written = "".join(path.read_text() for path in (lesson.folder / folder).glob("*_log.*"))
     assert "Traceback" not in written
 
@@ -367,6 +367,7 @@ def test_sync_batchnorm_of_a_batchnorm_needs_gpus(lesson):
         ("--precision 16", ["--precision", "'16'", "bf16-mixed"]),
         ("--num_workers 3", ["--num_workers 3", "--cpus_per_task 2"]),
         ("--tasks_per_node 0", ["--tasks_per_node", "'0'"]),
+        ("--overfit_batches 4", ["--overfit_batches is for one process"]),
     ],
 )
 def test_nonsense_in_a_flag_is_one_sentence(lesson, flags, words):

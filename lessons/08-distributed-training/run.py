@@ -201,6 +201,8 @@ def parse_args():
     if args.nodes > 1 and args.cluster != "slurm":
         parser.error(f"--nodes {args.nodes} needs Slurm: --cluster {args.cluster} has this machine only")
     processes = args.nodes * args.tasks_per_node
+    if args.overfit_batches and processes > 1:
+        parser.error("--overfit_batches is for one process: Lightning would give the same images to all")
     if processes > 1 and args.cluster == "debug":
         parser.error(f"--cluster debug is one process, not {processes}: take --cluster local, or Slurm")
     if args.precision == "16-mixed" and not args.gpus_per_node:
@@ -237,7 +239,7 @@ def describe(args):
         "account": args.account,
         # srun does not inherit --cpus-per-task from sbatch (Slurm 22.05 and later): without this it gets one CPU.
         "setup": ["export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"],
-        # When one process fails the others would wait for it until the time is up.
+        # When one process fails the others would wait for it, up to half an hour.
         "srun_args": ["--kill-on-bad-exit=1"],
     }
 

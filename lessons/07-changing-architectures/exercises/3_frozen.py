@@ -2,7 +2,7 @@
 
 python exercises/3_frozen.py
 
-Repair Finetuned. Lightning calls train() at the beginning of each epoch.
+Repair Finetuned. Who trains it calls train() first, as below.
 """
 
 import torch

@@ -26,7 +26,6 @@ from src.utils.tensorboard import TensorBoardPages
 
 log = logging.getLogger(__name__)
 log_once = rank_zero_only(log.info)  # what is the same in all processes of the job: one of them says it
-error_once = rank_zero_only(log.error)
 
 DATASETS = {"mnist": MNIST, "colour-mnist": ColourMNIST, "cifar10": CIFAR10, "folder": Folder}
 
@@ -48,10 +47,10 @@ def make_logger(hparams, shown):
 
 
 def check(hparams):
-    """What can be seen only where the job runs. All processes see the same and end; the first says why."""
+    """What can be seen only where the job runs. Each process says so in its own log: it may be the only one."""
     gpus = torch.cuda.device_count()
     if gpus < hparams["gpus_per_node"]:
-        error_once(f"--gpus_per_node {hparams['gpus_per_node']}, but torch sees {gpus} GPUs here")
+        log.error(f"--gpus_per_node {hparams['gpus_per_node']}, but torch sees {gpus} GPUs here")
         sys.exit(1)
 
 
@@ -69,7 +68,7 @@ def main(hparams):
     hparams: a dictionary with run_folder, dataset, arch, stem, pretrained, optimizer, criterion, lr, batch_size,
     max_epochs, num_workers, augment, seed, data_dir, nodes, gpus_per_node, tasks_per_node, cpus_per_task,
     precision, sync_batchnorm, cluster, logger, experiment_name, fast_dev_run, limit_train_batches, limit_val_batches,
-    overfit_batches
+    overfit_batches; with cluster local port, too
     """
     setup_logging()
     check(hparams)
@@ -102,13 +101,13 @@ def main(hparams):
     )
     batch_norms = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())
     if hparams["sync_batchnorm"] and batch_norms and not hparams["gpus_per_node"]:
-        error_once("--sync_batchnorm needs GPUs (--gpus_per_node): torch has no SyncBatchNorm for CPUs")
+        log.error("--sync_batchnorm needs GPUs (--gpus_per_node): torch has no SyncBatchNorm for CPUs")
         sys.exit(1)
     summary = str(ModelSummary(model, max_depth=-1))  # -1: down to the last layer
     log_once(f"the network\n{summary}")
 
     run_folder = hparams["run_folder"]
-    not_shown = ("run_folder", "data_dir", "gpus_per_node", "cluster", "logger", "experiment_name")
+    not_shown = ("run_folder", "data_dir", "gpus_per_node", "cluster", "port", "logger", "experiment_name")
     shown = {key: value for key, value in hparams.items() if key not in not_shown}
 
     timer = Timer()

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, default_convert
 
 from src.datasets.augment import normalise, random_crop, random_flip
 
-GET_DATA = Path(__file__).resolve().parents[4] / "data/get_data.py"  # the only line that knows where this folder lies
+GET_DATA = Path(__file__).resolve().parents[4] / "data/get_data.py"  # run.py knows it, too
 PADDING = 4  # pixels by which a training image is moved at most
 
 
