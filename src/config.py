@@ -126,6 +126,8 @@ def instantiate(config):
     """The objects that the configuration describes, under the same names: data, model, optimizer, ..."""
     if config.scale_lr:
         config.optimizer.init_args.lr *= config.batch_size / config.scale_lr
+    if config.gradient_clip and config.precision != "32" and config.optimizer.get("init_args.fused"):
+        config.optimizer.init_args.fused = False  # in mixed precision Lightning cannot clip for a fused optimizer
     return make_parser().instantiate(config)
 
 

@@ -75,6 +75,8 @@ class Settings:
         period(self.validate_every, "--validate_every")
         if self.max_time is not None:
             seconds(self.max_time, "--max_time")
+        if self.strategy == "fsdp" and self.precision == "16-mixed":
+            raise ValueError("--strategy fsdp goes with --precision 32 or bf16-mixed, not with 16-mixed")
         if self.overfit_batches and (self.limit_train_batches or self.limit_val_batches):
             raise ValueError(
                 "--overfit_batches sets both limits: leave out --limit_train_batches and --limit_val_batches"

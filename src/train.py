@@ -113,7 +113,7 @@ def train(command, config_text, run_folder, callbacks=(), test=True):
         data.mean, data.std = model.normalisation
     attach_optimizer(model, parts.optimizer, parts.lr_scheduler, config.lr_interval)
     if settings.strategy == "fsdp" and int(os.environ["WORLD_SIZE"]) > 1:
-        attach_sharding(model)
+        attach_sharding(model, settings.sync_batchnorm)
 
     checkpoint = newest(run_folder) if command == "fit" else find(config.run, config.ckpt)
     logger = None
@@ -189,7 +189,8 @@ def make_trainer(settings, run_folder, logger, pages, callbacks, more):
     checkpoints = Checkpoints(run_folder, settings.checkpoint_every, settings.keep, settings.monitor)
     validate_every, unit = period(settings.validate_every, "--validate_every")
     # The pages come before the checkpoints: what they draw at the end is written when the last checkpoint is.
-    own = [ExactResume(settings.seed), FiniteLoss(run_folder), *pages]
+    # FiniteLoss comes before ExactResume, in which the processes meet: if one stops there, none writes a checkpoint.
+    own = [FiniteLoss(run_folder), ExactResume(settings.seed), *pages]
     if not settings.fast_dev_run:
         own += [checkpoints, StopWhenAsked(checkpoints)]
     limits = {"limit_train_batches": settings.limit_train_batches, "limit_val_batches": settings.limit_val_batches}

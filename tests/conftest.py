@@ -13,6 +13,9 @@ from lesson import Lesson, cannot_run
 
 # `python` in a command of a README is the Python that runs the tests, on the nodes of the practice cluster too.
 os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+# Tests that say nothing of a GPU are for CPUs, also where there is a GPU. GPU_TESTS=1: those for one.
+if "GPU_TESTS" not in os.environ and Path("/dev/nvidiactl").exists():
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # Two processes of pytest share the cores: a thread that waits for another must not spin. It changes no digit.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

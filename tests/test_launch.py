@@ -579,3 +579,16 @@ def test_the_printed_configuration_is_a_file_for_config(tmp_path):
     (tmp_path / "all.yaml").write_text(first.stdout)
     second = project.shell(f"python run.py --print_config --config {tmp_path / 'all.yaml'}")
     assert second.stdout == first.stdout
+
+
+GPUS = """python -c '
+from types import SimpleNamespace
+from src.launch.submit import visible_gpus
+print(visible_gpus(SimpleNamespace(gpus_per_node=2)))'"""
+
+
+def test_a_local_run_takes_the_gpus_that_you_let_it_see(project):
+    for said, numbers in {"": "()", "2,3": "(2, 3)", "GPU-8a,GPU-9b": "()"}.items():
+        assert project.shell(f"CUDA_VISIBLE_DEVICES={said} {GPUS}").stdout == f"{numbers}\n"
+    few = project.shell(f"CUDA_VISIBLE_DEVICES=3 {GPUS}")
+    assert_one_sentence(few, "--gpus_per_node 2", "CUDA_VISIBLE_DEVICES=3", "there are 1")

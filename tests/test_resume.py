@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from training import Training, curves, epoch_lines, free_port, steps, weights
 
 sys.path.insert(0, str(REPOSITORY))
 from src.callbacks.checkpoints import is_complete, newest
+from src.callbacks.finite_loss import FiniteLoss
 
 PYTHON = sys.executable
 SLOW = pytest.mark.slow
@@ -451,6 +453,16 @@ def test_a_loss_that_is_not_finite_in_two_processes(mine, rank):
     assert "the loss of step 5 is not finite" in run.output()
     assert "src/train.py" not in "".join(re.findall(r"Traceback[\s\S]*?\n\S", run.output()))  # torchrun's own is there
     assert steps(run.folder) == [2, 4]
+
+
+def test_on_a_gpu_no_checkpoint_is_written_before_its_losses_are_looked_at(tmp_path):
+    """The GPU is made up: a loss that is not finite, whose copy is on its way."""
+    callback = FiniteLoss(tmp_path)
+    copied = SimpleNamespace(synchronize=lambda: None)
+    callback.waiting.append((5, [torch.zeros(2)], torch.tensor(False), copied))
+    trainer = SimpleNamespace(global_rank=0, lightning_module=torch.nn.Linear(1, 1))
+    with pytest.raises(SystemExit, match="the loss of step 5 is not finite"):
+        callback.on_save_checkpoint(trainer, None, {})
 
 
 # Each row: flags; the checkpoints that are there at the end. An epoch has 20 steps if nothing else is said.

@@ -13,12 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 from lesson import REPOSITORY, cannot_run
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from training import Training, clean, curves, epoch_lines, free_port, steps, weights
 
 sys.path.insert(0, str(REPOSITORY))
 from src.config import instantiate, merge, read
+from src.models.classifier import Classifier
+from src.models.sharding import attach_sharding
 
 PYTHON = sys.executable
 PRESETS = sorted(path.stem for path in (REPOSITORY / "src/presets").glob("*.yaml"))
@@ -92,6 +97,7 @@ def test_the_last_file_wins_and_flags_win(tmp_path):
         ("--max_time 10", ["--max_time 10", "HH:MM:SS"]),
         ("--checkpoint_every often", ["--checkpoint_every often", "500", "1epoch"]),
         ("--overfit_batches 1 --limit_val_batches 2", ["--overfit_batches", "leave out"]),
+        ("--strategy fsdp --precision 16-mixed", ["--strategy fsdp", "16-mixed", "bf16-mixed"]),
     ],
 )
 def test_a_mistake_is_one_sentence(flags, words):
@@ -346,6 +352,28 @@ def test_fsdp(tmp_path):
     assert small.wait() == 1
     assert "--strategy fsdp: of 5000 images 2 are in the last batch, and each of 3 processes" in small.output()
     assert "Traceback" not in small.output()
+
+
+def test_fsdp_with_synchronised_batch_norm():
+    """Here only that the layers are exchanged: torch has SyncBatchNorm for GPUs only."""
+    model = Classifier([3, 32, 32], 10, "resnet18")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model._device_mesh = init_device_mesh("cpu", (1,), mesh_dim_names=("data_parallel",))
+        attach_sharding(model, sync_batchnorm=True)
+        model.configure_model()
+    finally:
+        dist.destroy_process_group()
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) == 20 and all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
+
+
+def test_gradients_are_clipped_in_mixed_precision_too(tmp_path):
+    """Also where the configuration has a fused optimizer, for which Lightning cannot clip."""
+    flags = f"{FLAGS} --max_epochs 1 --precision bf16-mixed --optimizer SGD --optimizer.fused true --optimizer.lr 1"
+    runs = [Training(tmp_path / clip, f"{flags} --gradient_clip {clip}").ends_well() for clip in ("1e-9", "1")]
+    still, moved = (numbers_of(run)[-1] for run in runs)  # validation accuracy
+    assert still < 0.3 and moved > 0.6
 
 
 def session(pid):

@@ -7,6 +7,8 @@ Lightning's checkpoint holds the weights, the optimizer, the learning rate sched
 - the counters, when a checkpoint is written elsewhere than where Lightning expects it: corrected here
 - what the metrics have counted so far in this epoch, in every process: added here
 - the order in which DDP adds up the gradients of more than two processes: made the same from the first step on, here
+
+On a GPU cuDNN may add up in another order each time, unless --trainer.deterministic true tells it not to.
 """
 
 import logging

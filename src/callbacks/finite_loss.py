@@ -41,7 +41,13 @@ class FiniteLoss(L.Callback):
         while self.waiting and (len(self.waiting) > IN_FLIGHT or self.waiting[0][3].query()):
             self.look(trainer)
 
+    def on_save_checkpoint(self, trainer, module, checkpoint):  # what has not been looked at must not be written
+        self.look_at_all(trainer)
+
     def on_train_epoch_end(self, trainer, module):
+        self.look_at_all(trainer)
+
+    def look_at_all(self, trainer):
         while self.waiting:
             self.look(trainer)
 

@@ -70,7 +70,8 @@ class DataModule(L.LightningDataModule):
         )
         # Our loader does begin where the training stands, though not in the way Lightning looks for.
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
-        return make_loader(dataset, batches, self.num_workers, torch.cuda.is_available() and not self.on_device)
+        on_gpu = self.trainer.strategy.root_device.type == "cuda"
+        return make_loader(dataset, batches, self.num_workers, on_gpu and not self.on_device)
 
     def train_dataloader(self):
         return self.make_loader(self.train_set, train=True)

@@ -262,6 +262,10 @@ def check_gpu(local_rank, local_size, asked):
         text += "and no srun --gpus-per-task or --gpu-bind, which hide the others"
         return Finding("GPU", ERROR, text, "need a GPU each, but torch sees")
     name = torch.cuda.get_device_properties(local_rank).name
+    try:
+        torch.ones(1, device=f"cuda:{local_rank}").add(1).item()
+    except RuntimeError as error:  # no code for this GPU in this torch, or somebody has it for himself
+        return Finding("GPU", ERROR, f"{name} does not compute: {str(error).splitlines()[0]}")
     return Finding("GPU", OK, f"{count} of {name}, CUDA {torch.version.cuda}, CUDA_VISIBLE_DEVICES {visible}")
 
 

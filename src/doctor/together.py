@@ -93,12 +93,14 @@ def take(store, key, seconds):
 def all_reduce(backend, store, rank, size):
     """Have all processes add up numbers: is the sum right, how fast is it?"""
     check = f"all-reduce {backend}"
-    device = "cpu" if backend == "gloo" else f"cuda:{os.environ['LOCAL_RANK']}"
+    device = torch.device("cpu" if backend == "gloo" else f"cuda:{os.environ['LOCAL_RANK']}")
 
     def add_up():
         limit = timedelta(seconds=LIMIT)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # of this thread
         dist.init_process_group(backend, store=dist.PrefixStore(backend, store), rank=rank, world_size=size,
-                                timeout=limit)  # fmt: skip
+                                timeout=limit, device_id=device if device.type == "cuda" else None)  # fmt: skip
         numbers = torch.full((MEGABYTES[backend] * 2**18,), rank + 1.0, device=device)
         for _ in range(2):  # the first time connections are made
             total = numbers.clone()

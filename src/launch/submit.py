@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -202,7 +203,10 @@ def submit_here(command, config, request, folder, goes_on):
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     executor = submitit.LocalExecutor(folder, max_num_timeout=job.requeues, python=shlex.join(python_command(job)))
     executor.update_parameters(
-        tasks_per_node=job.tasks_per_node, gpus_per_node=job.gpus_per_node, timeout_min=minutes(job.time)
+        tasks_per_node=job.tasks_per_node,
+        gpus_per_node=job.gpus_per_node,
+        visible_gpus=visible_gpus(job),
+        timeout_min=minutes(job.time),
     )
     with in_the_background():
         submitted = executor.submit(Run(command, config, str(folder), free_port()))
@@ -210,6 +214,18 @@ def submit_here(command, config, request, folder, goes_on):
     write_record(folder, command, job, **this_process(pid))
     provenance.store(folder, pid if goes_on else "")
     print_next(folder)
+
+
+def visible_gpus(job):
+    """The numbers of the GPUs that you let this shell see; none if you have not said so. submitit would begin with 0.
+
+    Exits with one sentence when they are too few.
+    """
+    said = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    numbers = tuple(int(number) for number in said.split(",")) if re.fullmatch(r"\d+(,\d+)*", said) else ()
+    if 0 < len(numbers) < job.gpus_per_node:
+        sys.exit(f"--gpus_per_node {job.gpus_per_node}, but with CUDA_VISIBLE_DEVICES={said} there are {len(numbers)}")
+    return numbers
 
 
 def print_next(folder):

@@ -91,8 +91,8 @@ class Classifier(L.LightningModule):
         self.val_loss = Mean()
         self.val_metrics = evaluation_metrics("val", num_classes)
         self.val_confusion = MulticlassConfusionMatrix(num_classes)
-        self.val_probabilities = CatMetric(nan_strategy=0.0)  # the default leaves NaN out: then rows would be missing
-        self.val_labels = CatMetric()
+        # To look for NaN, and then leave it out, torchmetrics would wait for the GPU in every batch.
+        self.val_probabilities, self.val_labels = (CatMetric(nan_strategy="disable") for _ in range(2))
         self.test_loss = Mean()
         self.test_metrics = evaluation_metrics("test", num_classes)
 
@@ -123,7 +123,7 @@ class Classifier(L.LightningModule):
         self.val_loss.update(self.loss_function(logits, labels) * len(labels), len(labels))
         self.val_metrics.update(logits, labels)
         self.val_confusion.update(logits, labels)
-        self.val_probabilities.update(logits.softmax(dim=1))
+        self.val_probabilities.update(logits.softmax(dim=1).nan_to_num(0.0))
         self.val_labels.update(labels)
 
     def test_step(self, batch):

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 SMALLEST = 100_000  # parameters: to put together less than that is not worth a call
 
 
-def attach_sharding(model):
+def attach_sharding(model, sync_batchnorm):
     """Have Lightning shard the model when the processes know each other, unless the model does so itself.
 
     Exits with one sentence when there are parameters that it would leave out.
@@ -25,6 +25,8 @@ def attach_sharding(model):
     def configure_model():
         if any(isinstance(module, FSDPModule) for module in model.modules()):
             return  # Lightning asks once more for the test
+        if sync_batchnorm:  # Lightning sees to it with DDP only
+            nn.SyncBatchNorm.convert_sync_batchnorm(model)
         # The parts of a sequence are what torchvision and others make their blocks of.
         sequences = [module for module in model.modules() if isinstance(module, (nn.Sequential, nn.ModuleList))]
         blocks = [block for sequence in sequences for block in sequence if size(block) >= SMALLEST]

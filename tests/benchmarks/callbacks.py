@@ -101,7 +101,7 @@ def ratio(times, baseline):
 def make_trainer(args, clock, parts):
     world_size, local_size = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
     return L.Trainer(
-        accelerator="auto",
+        accelerator="cpu",
         devices=local_size,
         num_nodes=world_size // local_size,
         strategy="ddp" if world_size > 1 else "auto",

@@ -29,6 +29,7 @@ def train(epochs, compiled, seed, more):
             f"--max_epochs {epochs} --lr_scheduler.total_steps {epochs * STEPS} --model.compile {compiled} "
             f"--validate_every {epochs}epochs --checkpoint_every {epochs}epochs --logger csv {more}",
             ROOT,
+            TORCHINDUCTOR_CACHE_DIR=f"{folder}/compiled",  # else only the first would be compiled
         )
     accuracy, seconds = re.search(r"test accuracy: (\S+) .*seconds per epoch: (\S+)", done.output).groups()
     return done.seconds, epochs * float(seconds), 100 * float(accuracy)

@@ -45,7 +45,7 @@ def first_step(processes):
             ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
             environment = os.environ | {name: str(value) for name, value in ranks.items()}
             environment |= {"BENCHMARK_BEGAN": str(time.time()), "GROUP_RANK": "0"}  # the port follows from our pid
-            command = [sys.executable, str(FIRST_STEP), run_folder, "--threads", "1"]
+            command = [sys.executable, str(FIRST_STEP), run_folder, "--threads", "1", "--accelerator", "cpu"]
             started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
         for process in started:
             output = process.communicate()[0].decode()

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -69,6 +70,9 @@ def machine():
     hardware = f"{cores} cores of {names[0] if names else platform.machine()}"
     if memory:
         hardware += f", {memory[0]:.0f} GB"
+    if shutil.which("nvidia-smi"):
+        ask = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        hardware += f", {', '.join(subprocess.run(ask, stdout=subprocess.PIPE, text=True).stdout.splitlines())}"
     return ", ".join([hardware, platform.system(), f"Python {platform.python_version()}", *versions])
 
 

@@ -30,9 +30,10 @@ INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch
 
 
 def place():
-    """The innermost line that is not torch's or ours: file:number."""
+    """The innermost line that is not torch's or ours, nor of the module that hands on warnings: file:number."""
+    ours = (__file__, warnings.__file__)
     frames = traceback.extract_stack()
-    frame = [frame for frame in frames if frame.filename != __file__ and "/torch/" not in frame.filename][-1]
+    frame = [frame for frame in frames if frame.filename not in ours and "/torch/" not in frame.filename][-1]
     path = Path(frame.filename)
     return f"{path.relative_to(ROOT) if path.is_relative_to(ROOT) else Path(*path.parts[-3:])}:{frame.lineno}"
 
@@ -78,7 +79,7 @@ def on_cpu(found):
 @contextlib.contextmanager
 def on_gpu(found):
     def note(message, *_):
-        if "synchronizing" in str(message):
+        if str(message).startswith("called a synchronizing CUDA operation"):
             found["a synchronizing operation", place()] += 1
 
     with warnings.catch_warnings():
