@@ -13,8 +13,9 @@ they print, errors too, is shown:
 
 The lines of a README are typed in their order in one fresh copy of its lesson (from lesson 9 on: of the root). With
 `output on the cluster:` they are typed on the login host of a practice cluster that the README has for itself. There
-`ended` waits until no job waits or runs. Before the colon may also stand `with exit code 1`, and at last `that varies`:
-then --check lets words change their places. Between <!-- seen --> and <!-- /seen --> comes a sentence: when, with what.
+`ended` waits until no job waits or runs, and the accounting knows all. Before the colon may also stand `with exit code
+1`, and at last `that varies`: then --check lets words change their places. Between <!-- seen --> and <!-- /seen -->
+comes a sentence: when, with what.
 """
 
 import argparse
@@ -47,7 +48,14 @@ BLOCK = re.compile(
     re.DOTALL,
 )
 SEEN = re.compile(r"(<!-- seen -->\n).*?(<!-- /seen -->\n)", re.DOTALL)
-ENDED = "ended() { while { squeue -ho %T; sacct -nXo State; } | grep ING >/dev/null; do sleep 0.5; done; sleep 2; }\n"
+# Slurm's accounting may hear of a job some time after it has ended: `comm` names those that it does not know yet.
+ENDED = """ended() {
+    while { squeue -ho %T; sacct -nXo State; } | grep ING ||
+        comm -23 <(squeue -ht all -o %A | sort) <(sacct -nXPo JobIDRaw | sort) | grep .
+    do sleep 0.5; done >/dev/null
+    sleep 2
+}
+"""
 BASH = ["timeout", "900", "bash", "-e", "-o", "pipefail", "-c"]
 
 
