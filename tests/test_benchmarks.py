@@ -262,6 +262,6 @@ def test_nothing_in_a_step_would_wait_for_a_gpu():
     assert watched("cpu") == ["1 a step    aten._local_scalar_dense.default    src/callbacks/finite_loss.py"]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here, or GPU_TESTS=1 is not set")
 def test_nothing_in_a_step_waits_for_the_gpu():
     assert watched("gpu") == []
