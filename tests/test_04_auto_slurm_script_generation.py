@@ -5,11 +5,10 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from lesson import TEST_LINE, Lesson, assert_one_sentence, epochs
+from lesson import TEST_LINE, Lesson, assert_one_sentence, epochs, until
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 NAME = "04-auto-slurm-script-generation"
@@ -89,10 +88,7 @@ def test_local_runs_in_the_background_with_log_files(lesson):
     [(job, run_folder)] = jobs.items()
     run_folder = lesson.folder / run_folder
     result = run_folder.parent / f"{job}_0_result.pkl"
-    deadline = time.monotonic() + 300
-    while not result.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    until(result.exists)
     log = (run_folder.parent / f"{job}_0_log.out").read_text()
     assert len(epochs(log)) == 1
     assert "Epoch 0:" not in log  # no progress bar in a log
@@ -155,10 +151,7 @@ def test_a_cancelled_job_is_seen_as_cancelled(lesson, cluster):
     done = cluster.run("python run.py --max_epochs 1000 --batch_size 1000", lesson.folder)
     [(job, run_folder)] = submitted(done).items()
     log = (lesson.folder / run_folder).parent / f"{job}_0_log.out"
-    deadline = time.monotonic() + 300
-    while not (log.exists() and "epoch: 01/1000" in log.read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    until(lambda: log.exists() and "epoch: 01/1000" in log.read_text())
     cluster.run(f"scancel {job}", lesson.folder, check=True)
     assert cluster.wait(job) == "CANCELLED"
 

@@ -522,6 +522,7 @@ def test_a_limit_of_time_falls_between_two_steps(mine):
     first = mine("run", f"{flags} --max_time 00:00:03").ends_well()
     batches = len([line for line in mine.notes("run") if line[0] == "train"])
     assert batches % 21 % 5 == 0
+    assert "Time limit reached: stopping at step" in first.output()
     assert 0 < batches < 6 * 21
     second = mine("run", f"{flags} --max_time 00:10:00").ends_well()
     whole.ends_well()

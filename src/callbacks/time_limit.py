@@ -1,6 +1,7 @@
 """End a training after some time, when a step is done: not while the gradients of several batches are added up."""
 
 from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from src.utils.processes import largest
 
@@ -18,3 +19,4 @@ class TimeLimit(Timer):
         [over] = largest(int(self.time_remaining() <= 0))
         if over:
             trainer.should_stop = True
+            rank_zero_info(f"Time limit reached: stopping at step {trainer.global_step}")

@@ -93,7 +93,7 @@ def script_lines(job, command, folder):
     seconds = max(minutes(job.time) * 60 - WARNING_TIME, minutes(job.time) * 30)
     yield (
         "start the processes on all nodes; before the time is up, ask them to save and to end",
-        # USR1: Open MPI would hand on USR2 as well, but MPICH and Intel MPI end at it, and the processes with them.
+        # USR1: Open MPI would hand on USR2 as well, but MPICH's mpirun ends at it, and the processes with it.
         f"timeout --preserve-status --signal=USR1 {seconds} {processes} "
         'env MASTER_ADDR="$MASTER_ADDR" MASTER_PORT="$MASTER_PORT" '
         f"PYTHONPATH={shlex.quote(str(ROOT))} PYTHONSAFEPATH=1 "
