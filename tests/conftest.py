@@ -13,9 +13,6 @@ from lesson import Lesson, cannot_run
 
 # `python` in a command of a README is the Python that runs the tests, on the nodes of the practice cluster too.
 os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-# Tests that say nothing of a GPU are for CPUs, also where there is a GPU. GPU_TESTS=1: those for one.
-if "GPU_TESTS" not in os.environ and Path("/dev/nvidiactl").exists():
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # Two processes of pytest share the cores: a thread that waits for another must not spin. It changes no digit.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -25,6 +22,12 @@ FIRST = """
     test_01 test_outputs test_resume test_08 test_09 test_launch test_05 test_06 test_11 test_12 test_07 test_04
     test_train test_10
 """.split()  # noqa: SIM905
+
+
+def pytest_configure(config):
+    """Tests without the mark gpu are for CPUs, also on a machine with a GPU."""
+    if config.option.markexpr != "gpu" and Path("/dev/nvidiactl").exists():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_collection_modifyitems(items):

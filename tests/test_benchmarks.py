@@ -260,8 +260,3 @@ def watched(accelerator):
 def test_nothing_in_a_step_would_wait_for_a_gpu():
     """But for FiniteLoss, which on a CPU looks at once: there is nobody to wait for."""
     assert watched("cpu") == ["1 a step    aten._local_scalar_dense.default    src/callbacks/finite_loss.py"]
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here, or GPU_TESTS=1 is not set")
-def test_nothing_in_a_step_waits_for_the_gpu():
-    assert watched("gpu") == []

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lesson import REPOSITORY
-from training import Training, curves, epoch_lines, free_port, steps, weights
+from training import Training, assert_equal, curves, epoch_lines, free_port, steps, weights
 
 sys.path.insert(0, str(REPOSITORY))
 from src.callbacks.checkpoints import is_complete, newest
@@ -119,13 +119,6 @@ def unbroken(tmp_path_factory):
     parent = tmp_path_factory.mktemp("unbroken")
     trainings = {n: Training(parent / str(n), FLAGS, processes=n) for n in (1, 2)}
     return {n: training.ends_well() for n, training in trainings.items()}
-
-
-def assert_equal(parts, whole):
-    """A training in several parts, one after the other, and the same in one."""
-    assert weights(parts[-1]) == weights(whole)
-    assert epoch_lines(*parts) == epoch_lines(whole)
-    assert curves(parts[-1].folder) == curves(whole.folder)
 
 
 @pytest.mark.parametrize(("processes", "workers"), [(1, 2), pytest.param(2, 0, marks=SLOW)])

@@ -204,3 +204,10 @@ def curves(folder):
             (step, make_ndarray(proto).item() if scalar else hash(proto.SerializeToString())) for step, proto in protos
         ]
     return shown
+
+
+def assert_equal(parts, whole):
+    """A training in several parts, one after the other, and the same in one."""
+    assert weights(parts[-1]) == weights(whole)
+    assert epoch_lines(*parts) == epoch_lines(whole)
+    assert curves(parts[-1].folder) == curves(whole.folder)

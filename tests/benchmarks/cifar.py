@@ -21,15 +21,18 @@ PUBLISHED = Path(__file__).parent / "published"
 SMALLEST = "--data ColourMNIST --model.arch cnn --accelerator cpu --batch_size 100 --limit_train_batches 3"
 
 
-def train(epochs, compiled, seed, more):
-    """Train and test once: (seconds of the command, seconds of the training, test accuracy in percent)."""
+def train(epochs, compiled, seed, more, cache=None):
+    """Train and test once: (seconds of the command, seconds of the training, test accuracy in percent).
+
+    cache: the folder for what torch.compile makes; None: a new one, so that every call compiles
+    """
     with tempfile.TemporaryDirectory() as folder:
         done = run(
             f"python src/train.py fit --run_folder {folder}/run --config cifar10_fast --seed {seed} "
             f"--max_epochs {epochs} --lr_scheduler.total_steps {epochs * STEPS} --model.compile {compiled} "
             f"--validate_every {epochs}epochs --checkpoint_every {epochs}epochs --logger csv {more}",
             ROOT,
-            TORCHINDUCTOR_CACHE_DIR=f"{folder}/compiled",  # else only the first would be compiled
+            TORCHINDUCTOR_CACHE_DIR=cache or f"{folder}/compiled",
         )
     accuracy, seconds = re.search(r"test accuracy: (\S+) .*seconds per epoch: (\S+)", done.output).groups()
     return done.seconds, epochs * float(seconds), 100 * float(accuracy)

@@ -8,11 +8,13 @@ import os
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from measure import Table, Target, rounds
 
 from src import train as last_stage
@@ -57,6 +59,7 @@ class MadeUpImages(ImageDataModule):
     """As many images as MNIST has for training, and as large as asked for."""
 
     classes = list("0123456789")
+    clock = Clocked
 
     def __init__(self, shape, batch_size, steps):
         super().__init__(batch_size, augment=False)
@@ -72,8 +75,25 @@ class MadeUpImages(ImageDataModule):
         self.val_set = InMemoryImages(images[:100], torch.randint(10, [100]))
 
     def train_dataloader(self):
-        self.clocked = Clocked(super().train_dataloader(), self.steps)
+        self.clocked = self.clock(super().train_dataloader(), self.steps)
         return self.clocked
+
+
+@dataclass
+class Where:
+    """Where a training runs, and with which images; `network`: more arguments of the Classifier."""
+
+    accelerator: str = "cpu"
+    precision: str = "32"
+    images: type = MadeUpImages
+    network: dict = field(default_factory=dict)
+
+    @property
+    def device(self):
+        return "cuda" if self.accelerator == "gpu" else "cpu"
+
+
+CPU = Where()
 
 
 class OnlyLoss(Classifier):
@@ -91,14 +111,14 @@ def adam(parameters):
     return torch.optim.Adam(parameters, lr=1e-3, fused=True)
 
 
-def bare(network, shape, batch_size, steps, sums=False, data=False):
+def bare(network, shape, batch_size, steps, sums=False, data=False, where=CPU):
     """Lesson 1's loop. sums: with its two sums; data: with the last stage's batches instead of ready ones."""
     os.environ[SEARCH] = "0"  # as where Lightning is not imported
-    model = OnlyLoss(shape, 10, network)
+    model = OnlyLoss(shape, 10, network, **where.network).to(where.device)
     optimizer, loss_sum, correct = adam(model.parameters()), 0.0, 0
     if data:
-        module = MadeUpImages(shape, batch_size, steps)
-        module.trainer = quiet_trainer()
+        module = where.images(shape, batch_size, steps)
+        module.trainer = quiet_trainer(where=where)
         module.setup("fit")
         batches = module.train_dataloader()
     else:
@@ -107,8 +127,9 @@ def bare(network, shape, batch_size, steps, sums=False, data=False):
     model.train()
     for batch in batches:
         images, labels = module.on_after_batch_transfer(batch, 0) if data else batch
-        logits = model.network(images)
-        loss = model.loss_function(logits, labels)
+        with torch.autocast(where.device, torch.bfloat16, enabled=where.precision == "bf16-mixed"):
+            logits = model.network(images.contiguous(memory_format=model.memory_format))
+            loss = model.loss_function(logits, labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -118,14 +139,17 @@ def bare(network, shape, batch_size, steps, sums=False, data=False):
     return batches.microseconds()
 
 
-def quiet_trainer(callbacks=()):
+def quiet_trainer(callbacks=(), where=CPU):
     """Lightning's Trainer with nothing that is not asked for."""
     return L.Trainer(
-        accelerator="cpu",
+        accelerator=where.accelerator,
+        devices=1,
+        precision=where.precision,
         max_epochs=1,
         limit_val_batches=0,
         callbacks=list(callbacks),
-        plugins=[AtomicCheckpointIO()],  # Checkpoints asks it whether it could write
+        # Checkpoints asks the second whether it could write.
+        plugins=[LightningEnvironment(), AtomicCheckpointIO()],
         logger=False,
         use_distributed_sampler=False,
         enable_checkpointing=False,
@@ -134,7 +158,9 @@ def quiet_trainer(callbacks=()):
     )
 
 
-def trained(network, shape, batch_size, steps, model=Classifier, callback=None, everything=False, search=False):
+def trained(
+    network, shape, batch_size, steps, model=Classifier, callback=None, everything=False, search=False, where=CPU
+):
     """With Lightning's Trainer.
 
     everything: the last stage's own Trainer, with its logger and all callbacks
@@ -151,12 +177,14 @@ def trained(network, shape, batch_size, steps, model=Classifier, callback=None, 
         }
         if everything:
             logger = make_logger("tensorboard", Path(folder), {}, 0)
-            settings = Settings(batch_size=batch_size, max_epochs=1, accelerator="cpu")
+            settings = Settings(
+                batch_size=batch_size, max_epochs=1, accelerator=where.accelerator, precision=where.precision
+            )
             trainer = last_stage.make_trainer(settings, Path(folder), logger, [], [], {})
             trainer.callbacks = [part for part in trainer.callbacks if not isinstance(part, ProgressBar)]
         else:
-            trainer = quiet_trainer([made[callback]()] if callback else [])
-        module, data = model(shape, 10, network), MadeUpImages(shape, batch_size, steps)
+            trainer = quiet_trainer([made[callback]()] if callback else [], where)
+        module, data = model(shape, 10, network, **where.network), where.images(shape, batch_size, steps)
         last_stage.attach_optimizer(module, adam, None, "epoch")
         trainer.fit(module, data)
         return data.clocked.microseconds()
