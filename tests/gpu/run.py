@@ -209,6 +209,7 @@ def main():
         python = find_python(args.prepared, work)
         environment = make_environment(args, work, python)
         describe_machine(args, python, environment)
+        write_table(args.out)
         chosen = [name for name in STEPS if name in (args.only or STEPS)]
         if args.skip_done:  # the images are in the work folder, which is new
             chosen = [name for name in chosen if name == "images" or state_of(args.out, name) != "done"]

@@ -30,7 +30,7 @@ def main():
     args = arguments(__doc__)
     results = Results(args.out, "Tests that passed.")
     # Several trainings share the GPU. None of them is measured.
-    workers = max(1, min(8, (os.cpu_count() or 1) // 2))
+    workers = max(2, min(8, (os.cpu_count() or 1) // 2))
     options = ["-m", "gpu", "-n", str(workers), "--dist", "load", "-p", "no:cacheprovider", "--tb=short"]
     sys.exit(pytest.main([str(HERE), *options, f"--rootdir={HERE.parents[1]}"], plugins=[Outcomes(results)]))
 
