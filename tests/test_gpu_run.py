@@ -129,10 +129,16 @@ def test_an_interruption_loses_nothing(tmp_path):
 
 
 def test_limits(tmp_path):
-    done = typed("bash tests/gpu/run.sh out --smoke --only images tests --minutes 0.1", tmp_path, PYTHON=sys.executable)
+    command = "bash tests/gpu/run.sh out --smoke --only images tests --minutes 0.1"
+    done = typed(command, tmp_path, PYTHON=sys.executable)
     assert done.returncode == 1
     assert re.search(r"^images +no time left$", done.stdout, re.MULTILINE)
     assert done.stderr.startswith("not done: images, tests; ")
+    machine = tmp_path / "out/machine.json"
+    machine.write_text(machine.read_text().replace('"smoke": true', '"smoke": false'))
+    mixed = typed(f"{command} --skip-done", tmp_path, PYTHON=sys.executable)
+    assert mixed.returncode == 1
+    assert "are from a different machine or setting: name a new folder" in mixed.stderr
 
 
 @pytest.mark.parametrize(

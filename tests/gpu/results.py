@@ -39,7 +39,8 @@ class Results:
         self.path = path
         self.content = {"caption": caption, "rows": {}, "notes": []}
         if path.exists():  # this step was interrupted
-            self.content |= json.loads(path.read_text())
+            before = json.loads(path.read_text())
+            self.content = before if before["caption"] == caption else self.content  # the caption names the settings
         self.rows = self.content["rows"]
 
     def add(self, row, **columns):

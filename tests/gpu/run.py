@@ -117,8 +117,14 @@ print(json.dumps({"machine": machine(), "gpu": torch.cuda.get_device_name() if t
     found = json.loads(done.stdout.splitlines()[-1])
     if not found["gpu"] and not args.smoke:
         sys.exit("torch sees no GPU here: add --smoke to rehearse on the CPU")
+    found["smoke"] = args.smoke
+    path = args.out / "machine.json"
+    if path.exists():
+        before = json.loads(path.read_text())
+        if any(before[key] != value for key, value in found.items()):
+            sys.exit(f"the results in {args.out} are from a different machine or setting: name a new folder")
     args.out.mkdir(parents=True, exist_ok=True)
-    write_json(args.out / "machine.json", found | {"date": f"{datetime.now():%Y-%m-%d %H:%M}", "smoke": args.smoke})
+    write_json(path, found | {"date": f"{datetime.now():%Y-%m-%d %H:%M}"})
 
 
 def processes(mark):
@@ -131,10 +137,12 @@ def processes(mark):
 
 def end_all(mark):
     """End every process of a step, including those that have left its process group."""
-    while found := list(processes(mark)):
-        for process in found:
+    for _ in range(100):
+        for process in processes(mark):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
+        if not any(processes(mark)):
+            break
         time.sleep(0.05)
 
 
