@@ -72,6 +72,16 @@ def until(true, seconds: float = 300) -> None:
         time.sleep(0.1)
 
 
+def processes_with(text: str) -> list[Path]:
+    """The processes that were started with this text in their environment: /proc/<pid> of each."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it belongs to somebody else, or has just ended
+            if text.encode() in (folder / "environ").read_bytes():
+                found.append(folder)
+    return found
+
+
 def readme_commands(folder: Path, name: str = "README.md") -> list[str]:
     """The lines of all ```bash blocks of the folder's README.md, or of another page."""
     blocks = re.findall(r"^```bash\n(.*?)^```", (folder / name).read_text(), re.MULTILINE | re.DOTALL)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from lesson import Root, assert_one_sentence, until
+from lesson import SLOW, Root, assert_one_sentence, until
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 NAME = "12-hyperparameter-search"
@@ -41,10 +41,10 @@ QUICK = f"{HERE} 8"
 QUICKER = f"{HERE} 4 --logger csv"  # without pages for TensorBoard
 
 # A training that is sent a signal once, at that step of this trial (-1: at its end); and one that is slow.
-CALLBACKS = """
+CALLBACKS = (
+    """
 import os
 import signal
-import time
 from pathlib import Path
 
 import lightning as L
@@ -67,15 +67,9 @@ class KillOnce(L.Callback):
         if folder.name == self.trial and not (folder / "killed").exists():
             (folder / "killed").touch()
             os.kill(os.getpid(), self.number)
-
-
-class Slow(L.Callback):
-    def __init__(self, seconds: float):
-        self.seconds = seconds
-
-    def on_train_batch_end(self, *args):
-        time.sleep(self.seconds)
 """
+    + SLOW
+)
 
 
 def make_root(folder):

@@ -18,7 +18,7 @@ import yaml
 from lesson import REPOSITORY, cannot_run
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from training import Training, clean, curves, epoch_lines, free_port, steps, weights
+from training import Training, clean, curves, epoch_lines, free_port, numbers_of, steps, weights
 
 sys.path.insert(0, str(REPOSITORY))
 from src.config import instantiate, merge, read
@@ -305,11 +305,6 @@ def test_the_fast_preset_compiled(tmp_path):
     states = [torch.load(run.folder / "checkpoints/best.ckpt")["state_dict"] for run in (eager, compiled)]
     assert list(states[0]) == list(states[1])
     assert set(curves(eager.folder)) == set(curves(compiled.folder))
-
-
-def numbers_of(run):
-    """All numbers in the epoch lines of a run."""
-    return [float(number) for line in epoch_lines(run).values() for number in re.findall(r": (\d\.\d+)", line)]
 
 
 def test_the_images_are_in_memory_once_per_node(tmp_path):

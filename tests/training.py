@@ -11,12 +11,15 @@ import sys
 import time
 from pathlib import Path
 
+import quick_python
 from lesson import REPOSITORY
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
 LIMIT = 300  # seconds, for one training on a machine that has much else to do
 EVERYTHING = {"tensors": 0}  # 0: all steps; the default is a sample of them
+# On a CPU FiniteLoss looks at each loss at once: there is nobody to wait for.
+WAITS_ON_CPU = ["1 a step    aten._local_scalar_dense.default    src/callbacks/finite_loss.py"]
 # Processes of their own that have imported torch and Lightning already: what takes 5 seconds is done once.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["src.train"])
@@ -189,6 +192,26 @@ def epoch_lines(*trainings):
     lines = re.findall(r"epoch: (\d+)/\d+ +(training .*)$", text, re.MULTILINE)
     assert len({epoch for epoch, _ in lines}) == len(dict(lines))
     return dict(lines)
+
+
+def numbers_of(run):
+    """All numbers in the epoch lines of a run."""
+    return [float(number) for line in epoch_lines(run).values() for number in re.findall(r": (\d+\.\d+)", line)]
+
+
+def watched(accelerator):
+    """Where a training step waits for a GPU, or would: lines of tests/benchmarks/waits.py, without line numbers."""
+    done = subprocess.run(
+        ["python", "tests/benchmarks/waits.py", "--accelerator", accelerator],
+        cwd=REPOSITORY,
+        env=quick_python.environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    first, *lines = done.stdout.splitlines()
+    assert first == f"watched 5 steps on a {accelerator}"
+    return [re.sub(r":\d+$", "", line) for line in lines]
 
 
 def curves(folder):

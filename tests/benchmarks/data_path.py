@@ -64,12 +64,13 @@ class InMemory(ImageDataModule):
     mean, std = MEAN, STD
     crop = flip = True
 
-    def __init__(self, images):
-        super().__init__(BATCH_SIZE)
+    def __init__(self, images, batch_size=BATCH_SIZE, num_workers=0, on_device=False):
+        super().__init__(batch_size, num_workers, on_device=on_device)
         self.images, self.shape = images, list(images.shape[1:])
 
     def setup(self, stage):
-        self.train_set = InMemoryImages(self.images, torch.arange(len(self.images)) % 10)
+        device = self.trainer.strategy.root_device if self.on_device else "cpu"
+        self.train_set = InMemoryImages(self.images.to(device), (torch.arange(len(self.images)) % 10).to(device))
 
 
 def batches(module):

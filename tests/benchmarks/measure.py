@@ -15,7 +15,7 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lesson import Lesson
+from lesson import Lesson, processes_with
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,7 +126,7 @@ def run(command, folder, **environment):
         text=True,
     )
     seconds = time.perf_counter() - start
-    while marked(mark):
+    while processes_with(f"{MARK}={mark}"):
         time.sleep(0.1)
     ended.set()
     watcher.join()
@@ -144,22 +144,10 @@ def own_benchmark(name, command):
         return Printed(run(command, lesson.folder).output)
 
 
-def marked(mark):
-    """The processes with this mark: /proc/<pid> of each."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                found.append(folder)
-        except OSError:  # somebody else's, or it has just ended
-            pass
-    return found
-
-
 def megabytes_of(mark):
     """Memory of all these processes together. PSS: a page that n of them share counts as 1/n in each."""
     total = 0
-    for folder in marked(mark):
+    for folder in processes_with(f"{MARK}={mark}"):
         try:
             lines_of = (folder / "smaps_rollup").read_text().splitlines()
         except OSError:

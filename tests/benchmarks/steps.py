@@ -61,8 +61,8 @@ class MadeUpImages(ImageDataModule):
     classes = list("0123456789")
     clock = Clocked
 
-    def __init__(self, shape, batch_size, steps):
-        super().__init__(batch_size, augment=False)
+    def __init__(self, shape, batch_size, steps, on_device=False):
+        super().__init__(batch_size, augment=False, on_device=on_device)
         self.shape, self.steps = shape, steps
         self.mean, self.std = [0.5] * shape[0], [0.25] * shape[0]
 
@@ -70,9 +70,11 @@ class MadeUpImages(ImageDataModule):
         pass
 
     def setup(self, stage):
-        images = torch.randint(256, (max(10_000, self.steps * self.batch_size), *self.shape), dtype=torch.uint8)
-        self.train_set = InMemoryImages(images, torch.randint(10, [len(images)]))
-        self.val_set = InMemoryImages(images[:100], torch.randint(10, [100]))
+        device = self.trainer.strategy.root_device if self.on_device else "cpu"
+        size = max(10_000, self.steps * self.batch_size), *self.shape
+        images = torch.randint(256, size, dtype=torch.uint8, device=device)
+        self.train_set = InMemoryImages(images, torch.randint(10, [len(images)], device=device))
+        self.val_set = InMemoryImages(images[:100], torch.randint(10, [100], device=device))
 
     def train_dataloader(self):
         self.clocked = self.clock(super().train_dataloader(), self.steps)

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 
 from src.datasets.cifar10 import CIFAR10
+from src.datasets.colour_mnist import ColourMNIST
+from src.datasets.datamodule import DATA_DIR
 
 
 class CopiedCIFAR10(CIFAR10):
@@ -18,3 +20,12 @@ class CopiedCIFAR10(CIFAR10):
         images = torch.from_numpy(np.load(f"{start}_images.npy", allow_pickle=False))  # (N, H, W, C)
         labels = torch.from_numpy(np.load(f"{start}_labels.npy", allow_pickle=False))
         return images.permute(0, 3, 1, 2).contiguous(), labels
+
+
+def choose(work):
+    """The best data set that this machine has: (its data module, what to call it)."""
+    if (DATA_DIR / "cifar-10-batches-py").is_dir():
+        return CIFAR10(), "CIFAR-10"
+    if (work / "train_images.npy").exists():
+        return CopiedCIFAR10(data_dir=str(work)), "CIFAR-10, JPEG copy"
+    return ColourMNIST(), "colour-MNIST, because CIFAR-10 is not here"

@@ -6,7 +6,7 @@ import time
 import warnings
 from pathlib import Path
 
-from results import ROOT, Results, arguments  # isort: skip  (it makes the benchmarks importable)
+from results import ROOT, Results, arguments, synchronize  # isort: skip  (it makes the benchmarks importable)
 
 import torch
 from measure import rounds, run
@@ -39,18 +39,9 @@ class OnDevice(MadeUpImages):
     """The images are where the network is: nothing is loaded in a step."""
 
     clock = DeviceClock
-    on_device = True
 
-    def setup(self, stage):
-        super().setup(stage)
-        device = self.trainer.strategy.root_device
-        for images in (self.train_set, self.val_set):
-            images.images, images.labels = images.images.to(device), images.labels.to(device)
-
-
-def synchronize():
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    def __init__(self, shape, batch_size, steps):
+        super().__init__(shape, batch_size, steps, on_device=True)
 
 
 def pages(accelerator, smoke):

@@ -41,15 +41,6 @@ def decode_archive(archive, folder):
     return sum(map(len, found.values()))
 
 
-def choose(work):
-    """The best data set that this machine has: (the flags that select it, what to call it)."""
-    if (ROOT / "data/cifar-10-batches-py").is_dir():
-        return "--data CIFAR10", "CIFAR-10"
-    if (work / "train_images.npy").exists():
-        return f"--data copied_cifar10.CopiedCIFAR10 --data_dir {work}", "CIFAR-10, JPEG copy"
-    return "--data ColourMNIST", "colour-MNIST, because CIFAR-10 is not here"
-
-
 def main():
     args = arguments(__doc__)
     results = Results(args.out, "Data sets: seconds until each was ready.")

@@ -7,18 +7,12 @@ NCCL refuses two processes on one GPU. With gloo each of them appears to be the 
 """
 
 import os
-import socket
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
+from src.launch.submit import free_port
 
 BACKEND, *ARGUMENTS = sys.argv[1:]
 if "RANK" in os.environ:

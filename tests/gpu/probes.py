@@ -1,21 +1,7 @@
-"""Networks, data and callbacks with which the tests look into a training."""
-
-import time
-
-import lightning as L
+"""A network and data with which the tests look into a training."""
 
 from src.datasets.mnist import MNIST
 from src.models.classifier import Classifier
-
-
-class Slow(L.Callback):
-    """Leaves the tests time to kill the training."""
-
-    def __init__(self, seconds: float):
-        self.seconds = seconds
-
-    def on_train_batch_end(self, *args):
-        time.sleep(self.seconds)
 
 
 class Times(Classifier):

@@ -10,32 +10,23 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
+from results import Results, arguments  # isort: skip  (it makes src/ importable)
+
 import torch
-from results import ROOT, Results, arguments
+from copied_cifar10 import choose
+
+from src.datasets.cifar10 import CIFAR10
 
 REPEATS = 4
 
 
-def write_images(work, smoke):
-    """Write both files. Returns what to call the data set."""
-    folder = work / "cifar10"
+def write_images(data, folder):
+    """Write both files with the images of a data module."""
     folder.mkdir(exist_ok=True)
-    copied, name = work, "CIFAR-10, JPEG copy"
-    if not (copied / "train_images.npy").exists():
-        copied, name = None, "CIFAR-10"
     for part in ("train", "test"):
-        if copied:
-            images, labels = (np.load(copied / f"{part}_{kind}.npy") for kind in ("images", "labels"))
-            classes = [str(number) for number in range(10)]
-        else:
-            from torchvision.datasets import CIFAR10
-
-            dataset = CIFAR10(ROOT / "data", train=part == "train")
-            images, labels, classes = dataset.data, np.array(dataset.targets), dataset.classes
-        content = {"images": torch.from_numpy(images), "labels": torch.from_numpy(labels), "classes": classes}
+        images, labels = data.load(train=part == "train")
+        content = {"images": images.permute(0, 2, 3, 1).contiguous(), "labels": labels, "classes": data.classes}
         torch.save(content, folder / f"{part}.pt")
-    return name
 
 
 def main():
@@ -45,10 +36,11 @@ def main():
     if not programs:
         results.note("There are no speed runs in the prepared folder.")
         return
-    if not (args.work / "train_images.npy").exists() and not (ROOT / "data/cifar-10-batches-py").is_dir():
+    data, name = choose(args.work)
+    if not isinstance(data, CIFAR10):
         results.note("CIFAR-10 is not here.")
         return
-    name = write_images(args.work, args.smoke)
+    write_images(data, args.work / "cifar10")
     results.content["caption"] = (
         f"Speed runs as published, {name}. Seconds per call of main(), with its evaluations; accuracy on the test "
         "images in percent, by the program's own method. The first call also warms up."

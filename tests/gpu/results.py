@@ -25,11 +25,24 @@ def arguments(description):
     return parser.parse_args()
 
 
+def read_json(path):
+    """The content of a JSON file; {} if it does not exist."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
 def write_json(path, content):
     """Write a JSON file in one piece: a reader never sees half of it."""
     partial = path.with_suffix(".partial")
     partial.write_text(f"{json.dumps(content, indent=1)}\n")
     os.replace(partial, path)
+
+
+def synchronize():
+    """Wait until the GPU, if there is one, has done what it was asked to do."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 class Results:
@@ -38,9 +51,9 @@ class Results:
     def __init__(self, path, caption):
         self.path = path
         self.content = {"caption": caption, "rows": {}, "notes": []}
-        if path.exists():  # this step was interrupted
-            before = json.loads(path.read_text())
-            self.content = before if before["caption"] == caption else self.content  # the caption names the settings
+        before = read_json(path)
+        if before.get("caption") == caption:  # this step was interrupted, and the settings in the caption are the same
+            self.content = before
         self.rows = self.content["rows"]
 
     def add(self, row, **columns):

@@ -23,7 +23,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from results import HERE, ROOT, write_json
+from results import HERE, ROOT, read_json, write_json
 
 
 class Step(NamedTuple):
@@ -50,7 +50,7 @@ def read_arguments():
     width = max(map(len, STEPS))
     listed = "\n".join(f"    {name:{width}}  {step.text} (at most {step.seconds} s)" for name, step in STEPS.items())
     parser = argparse.ArgumentParser(
-        prog="bash tests/gpu/run.sh",
+        prog="tests/gpu/run.sh",
         description=__doc__ + listed,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -119,40 +119,33 @@ print(json.dumps({"machine": machine(), "gpu": torch.cuda.get_device_name() if t
         sys.exit("torch sees no GPU here: add --smoke to rehearse on the CPU")
     found["smoke"] = args.smoke
     path = args.out / "machine.json"
-    if path.exists():
-        before = json.loads(path.read_text())
-        if any(before[key] != value for key, value in found.items()):
-            sys.exit(f"the results in {args.out} are from a different machine or setting: name a new folder")
+    before = read_json(path)
+    if before and any(before[key] != value for key, value in found.items()):
+        sys.exit(f"the results in {args.out} are from a different machine or setting: name a new folder")
     args.out.mkdir(parents=True, exist_ok=True)
     write_json(path, found | {"date": f"{datetime.now():%Y-%m-%d %H:%M}"})
 
 
-def processes(mark):
-    """The numbers of all processes that have this mark in their environment."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it belongs to somebody else, or has just ended
-            if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                yield int(folder.name)
-
-
 def end_all(mark):
     """End every process of a step, including those that have left its process group."""
+    from lesson import processes_with
+
     for _ in range(100):
-        for process in processes(mark):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
-        if not any(processes(mark)):
+        found = processes_with(f"{MARK}={mark}")
+        if not found:
             break
+        for folder in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(folder.name), signal.SIGKILL)
         time.sleep(0.05)
 
 
 def perform(name, args, work, python, environment, seconds):
     """Run one step for at most so many seconds, and add its state to its JSON file. Returns the state."""
     path, mark = args.out / f"{name}.json", uuid.uuid4().hex
-    before = json.loads(path.read_text()).get("seconds", 0) if path.exists() else 0
     if not STEPS[name].resumes:
         path.unlink(missing_ok=True)
-        before = 0
+    before = read_json(path).get("seconds", 0)
     command = [python, "-u", HERE / f"{name}.py", "--out", path, "--work", work, "--epochs", str(args.epochs)]
     started = time.monotonic()
     state = "interrupted"
@@ -174,15 +167,16 @@ def perform(name, args, work, python, environment, seconds):
         finally:
             end_all(mark)
             process.wait()
-            content = json.loads(path.read_text()) if path.exists() else {"caption": "", "rows": {}, "notes": []}
+            content = {"caption": "", "rows": {}, "notes": []} | read_json(path)
             write_json(path, content | {"state": state, "seconds": round(before + time.monotonic() - started, 1)})
             write_table(args.out)
     return state
 
 
 def state_of(out, name):
-    path = out / f"{name}.json"
-    return json.loads(path.read_text()).get("state", "interrupted") if path.exists() else None
+    """done, failed, over its limit or interrupted; None: it was never started."""
+    content = read_json(out / f"{name}.json")
+    return content.get("state", "interrupted") if content else None
 
 
 def write_table(out):
@@ -190,12 +184,12 @@ def write_table(out):
     from measure import Table
     from report import markdown
 
-    machine = json.loads((out / "machine.json").read_text())
+    machine = read_json(out / "machine.json")
     text = [f"{machine['date']}, {machine['machine']}.", ""]
     if machine["smoke"]:
         text += ["A rehearsal on the CPU: the numbers mean nothing.", ""]
     text += ["| step | state | seconds |", "|---|---|---:|"]
-    found = {name: json.loads((out / f"{name}.json").read_text()) for name in STEPS if state_of(out, name)}
+    found = {name: read_json(out / f"{name}.json") for name in STEPS if state_of(out, name)}
     text += [f"| {name} | {step.get('state')} | {step.get('seconds', 0):.0f} |" for name, step in found.items()]
     for name, step in found.items():
         if step["rows"] or step["notes"]:

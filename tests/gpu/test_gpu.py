@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from lesson import REPOSITORY
-from training import Training, assert_equal, clean, epoch_lines, free_port, steps, weights
+from lesson import REPOSITORY, SLOW
+from training import WAITS_ON_CPU, Training, assert_equal, clean, free_port, numbers_of, steps, watched, weights
 
-HERE = Path(__file__).parent
 sys.path.insert(0, str(REPOSITORY))
-pytestmark = pytest.mark.gpu
+from src.callbacks.checkpoints import newest
 
+pytestmark = pytest.mark.gpu
+HERE = Path(__file__).parent
 GPU = torch.cuda.is_available()
 ACCELERATOR = "gpu" if GPU else "cpu"
 NCCL = "nccl" if GPU else "gloo"
@@ -36,14 +37,11 @@ def torchrun():
     return f"{sys.executable} -m torch.distributed.run --nproc_per_node 2 --master_port {free_port()} {ONE_GPU} gloo"
 
 
-def numbers(run):
-    """The numbers in all epoch lines: loss and accuracy of training and validation."""
-    return [float(number) for line in epoch_lines(run).values() for number in re.findall(r": (\d+\.\d+)", line)]
-
-
 def killed_and_resumed(folder, flags, step=7, **options):
     """Two trainings: one that was killed after this step, and the one that resumed it."""
-    first = start(folder, f"{flags} --callbacks+=probes.Slow --callbacks.seconds=0.05", **options)
+    (folder.parent / "slow.py").write_text(SLOW)
+    slowly = f"{flags} --callbacks+=slow.Slow --callbacks.seconds=0.05"
+    first = Training(folder, slowly, path=folder.parent, **options)
     first.until_step(step)
     first.kill()
     assert steps(folder)[-1] < 30, "it was not killed before its end"
@@ -56,16 +54,12 @@ def state(run):
     return torch.load(newest(run.folder), map_location="cpu", weights_only=True)
 
 
-def newest(folder):
-    return sorted(folder.glob("checkpoints/step=*.ckpt"))[-1]
-
-
 @pytest.mark.parametrize("precision", ["32", "bf16-mixed", "16-mixed"])
 def test_precisions(tmp_path, precision):
     """With clipping and accumulation: it learns, its weights are finite and have 32 bits."""
     flags = f"{CNN} --precision {precision} --gradient_clip 1 --accumulate 2 --optimizer.lr 3e-3"
     run = start(tmp_path / "run", f"{flags} --max_epochs 1 --limit_train_batches 200").ends_well()
-    assert numbers(run)[-1] > 0.8  # validation accuracy
+    assert numbers_of(run)[-1] > 0.8  # validation accuracy
     found = state(run)
     assert all(value.dtype != torch.float16 and value.isfinite().all() for value in found["state_dict"].values())
     assert found["global_step"] == 100
@@ -98,14 +92,14 @@ def test_two_runs_are_equal_when_they_are_deterministic(tmp_path):
 def test_a_compiled_network_gives_the_same_numbers(tmp_path):
     flags = f"{CNN} --model.dropout 0 --max_epochs 1 --limit_train_batches 50"
     runs = [start(tmp_path / flag, f"{flags} --model.compile {flag}") for flag in ("false", "true")]
-    plain, compiled = (numbers(run.ends_well()) for run in runs)
+    plain, compiled = (numbers_of(run.ends_well()) for run in runs)
     assert compiled == pytest.approx(plain, abs=0.02)
 
 
 def test_the_memory_layout_changes_nothing(tmp_path):
     flags = f"{CNN} --model.dropout 0 --max_epochs 1 --limit_train_batches 50"
     runs = [start(tmp_path / flag, f"{flags} --model.channels_last {flag}") for flag in ("false", "true")]
-    contiguous, last = (numbers(run.ends_well()) for run in runs)
+    contiguous, last = (numbers_of(run.ends_well()) for run in runs)
     assert last == pytest.approx(contiguous, abs=0.02)
 
 
@@ -118,13 +112,7 @@ def test_batches_are_copied_from_pinned_memory(tmp_path, workers):
 
 
 def test_no_step_waits_for_the_gpu():
-    """On a CPU FiniteLoss looks at each loss at once: there it costs nothing."""
-    command = [sys.executable, "tests/benchmarks/waits.py", "--accelerator", ACCELERATOR]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    first, *found = done.stdout.splitlines()
-    assert first == f"watched 5 steps on a {ACCELERATOR}"
-    assert len(found) == (0 if GPU else 1), done.stdout
+    assert watched(ACCELERATOR) == ([] if GPU else WAITS_ON_CPU)
 
 
 @pytest.mark.parametrize("precision", ["32", "16-mixed", "bf16-mixed"])
@@ -191,7 +179,7 @@ def test_one_process_with_ddp_over_nccl(tmp_path):
     synchronised = "--sync_batchnorm true" if GPU else ""  # torch has it for GPUs only
     ddp = start(tmp_path / "ddp", f"{flags} {synchronised}", launcher=f"{sys.executable} {ONE_GPU} {NCCL}")
     plain = start(tmp_path / "plain", flags).ends_well()
-    assert numbers(ddp.ends_well()) == pytest.approx(numbers(plain), abs=0.02)
+    assert numbers_of(ddp.ends_well()) == pytest.approx(numbers_of(plain), abs=0.02)
 
 
 def test_two_processes_share_the_gpu(tmp_path):
@@ -203,7 +191,7 @@ def test_two_processes_share_the_gpu(tmp_path):
     parts = killed_and_resumed(tmp_path / "run", f"{flags} {synchronised}", launcher=torchrun())
     assert_equal(parts, whole.ends_well())
     if GPU:  # without synchronisation BatchNorm depends on how many share a batch
-        assert numbers(whole) == pytest.approx(numbers(alone.ends_well()), abs=0.05)
+        assert numbers_of(whole) == pytest.approx(numbers_of(alone.ends_well()), abs=0.05)
     alone.kill()
 
 
@@ -213,7 +201,7 @@ def test_fsdp(tmp_path):
     plain = start(tmp_path / "plain", flags)
     launcher = f"{sys.executable} {ONE_GPU} {NCCL}"
     sharded = start(tmp_path / "sharded", f"{flags} --strategy fsdp", launcher=launcher).ends_well()
-    assert numbers(sharded) == pytest.approx(numbers(plain.ends_well()), abs=0.005)
+    assert numbers_of(sharded) == pytest.approx(numbers_of(plain.ends_well()), abs=0.005)
     tested = start(tmp_path / "test", f"--config {sharded.folder}/config.yaml --run {sharded.folder}", command="test")
     [accuracy] = re.findall("test accuracy: [0-9.]+", tested.ends_well().output())
     assert accuracy in sharded.output()

@@ -3,12 +3,11 @@
 import time
 from contextlib import closing
 
-from results import Results, arguments  # isort: skip  (it makes the benchmarks importable)
+from results import Results, arguments, synchronize  # isort: skip  (it makes the benchmarks importable)
 
-import lightning as L
 import torch
 from data_path import AUGMENT, TO_TENSOR, InMemory, Pixels, make_files
-from lightning.pytorch.plugins.environments import LightningEnvironment
+from steps import Where, quiet_trainer
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
@@ -20,28 +19,9 @@ BATCH_SIZE = 500
 SECONDS, WARM_UP = 1.5, 5  # batches
 
 
-class InMemoryImages(InMemory):
-    """The images of the benchmark of the data path, with more choices."""
-
-    def __init__(self, images, num_workers=0, on_device=False):
-        super().__init__(images)
-        self.batch_size, self.num_workers, self.on_device = BATCH_SIZE, num_workers, on_device
-
-    def setup(self, stage):
-        super().setup(stage)
-        if self.on_device:
-            device = self.trainer.strategy.root_device
-            self.train_set.images, self.train_set.labels = (
-                tensor.to(device) for tensor in (self.train_set.images, self.train_set.labels)
-            )
-
-
 def ours(module, device):
     """The batches of a data module as the network gets them, epoch after epoch."""
-    accelerator = "gpu" if device.type == "cuda" else "cpu"
-    module.trainer = L.Trainer(
-        accelerator=accelerator, devices=1, plugins=[LightningEnvironment()], logger=False,
-        enable_checkpointing=False, enable_progress_bar=False)  # fmt: skip
+    module.trainer = quiet_trainer(where=Where("gpu" if device.type == "cuda" else "cpu"))
     module.trainer.training = True
     module.setup("fit")
     loader = module.train_dataloader()
@@ -59,11 +39,6 @@ def one_by_one(images, num_workers, device):
     while True:
         for batch, labels in loader:
             yield batch.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-
-
-def synchronize():
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def images_per_second(batches, step, seconds):
@@ -110,9 +85,9 @@ def main():
     files = args.work / "throughput"
     make_files(files, images[:5_000])
     ImageWriter(*find_folder(files)).write(files / "packed.h5")
-    cases = {"on the device": lambda: ours(InMemoryImages(images, on_device=True), device)}
+    cases = {"on the device": lambda: ours(InMemory(images, BATCH_SIZE, on_device=True), device)}
     for number in workers:
-        cases[f"in memory, {number} workers"] = lambda number=number: ours(InMemoryImages(images, number), device)
+        cases[f"in memory, {number} workers"] = lambda number=number: ours(InMemory(images, BATCH_SIZE, number), device)
         cases[f"HDF5, {number} workers"] = lambda number=number: ours(
             HDF5Images(str(files / "packed.h5"), BATCH_SIZE, number), device)  # fmt: skip
         cases[f"sample by sample, {number} workers"] = lambda number=number: one_by_one(images, number, device)
