@@ -84,40 +84,11 @@ def assert_same(run: Path, alone: Path, processes: int = 4) -> None:
     assert curves(run) == curves(alone)
 
 
-def test_every_command_of_the_readme_is_tested_here(tmp_path):
+def test_every_command_of_the_readme_is_tested(tmp_path):
+    """Here or, in the order of the README and with what it shows, by test_outputs.py."""
     commands = [ALONE, KILLED, USR2, REQUEUE, URGENT, CRASH, BOOT, KILL_9, RESUME, ATTEMPTS, COMPARE, LIMITED]
     here = [HERE, "python run.py list", "python run.py resume RUN", f"python lessons/{NAME}/compare.py RUN RUN"]
     assert Root(NAME, tmp_path).commands == [*commands, *here, f"python lessons/check.py {NAME[:2]}"]
-
-
-@pytest.mark.slow
-def test_signalled_and_requeued_by_hand(root, cluster):
-    """The README's first ways to stop a run, one after the other on the same one."""
-    alone = start(root, cluster, ALONE, f"{SHORT} {SLOWLY} 0.02")
-    assert cluster.wait(alone.name) == "COMPLETED"
-    killed = start(root, cluster, for_run(KILLED.replace("repeat 1", f"repeat {alone.name}"), ""), f"{SLOWLY} 0.15")
-    until(lambda: "epoch: 01/02" in log_of(killed))
-    cluster.run(for_run(USR2, killed.name), "/", check=True)
-    until(lambda: "SIGUSR2: saving at step" in log_of(killed))
-    until(lambda: "going on from" in log_of(killed))
-    time.sleep(1)
-    cluster.run(for_run(REQUEUE, killed.name), "/", check=True)
-    assert cluster.wait(killed.name) == "COMPLETED"
-
-    assert_same(killed, alone)
-    assert len(re.findall("going on from", log_of(killed))) == 2
-    assert {path.name for path in (root.folder / "logs").iterdir()} == {alone.name, killed.name}
-    attempts = [row["State"] for row in cluster.sacct(killed.name, "State", "-X -D")]
-    assert attempts == ["REQUEUED", "REQUEUED", "COMPLETED"]
-    compare = COMPARE.replace("1 2", f"{alone.name} {killed.name}")
-    done = root.shell(compare)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert lines[-2:] == [
-        f"the weights of {killed.name} are those of {alone.name}, to the last bit",
-        "the curves are in compared.png",
-    ]
-    assert re.fullmatch(rf"run {killed.name}: at step 56, begun at steps 0(, \d+){{1,3}}", lines[1]), lines[1]
 
 
 @pytest.mark.slow

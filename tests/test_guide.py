@@ -23,7 +23,7 @@ COMMANDS = {
     "python run.py list": "",
     "python run.py resume RUN": "",
     "python run.py repeat RUN": "",
-    "python run.py search --search.optimizer.lr log:1e-4..1e-1 --trials 12": SHORT,
+    "python run.py search --search.optimizer.lr log:1e-4..1e-1 --trials 12": f"{SHORT} --trials 3",
     "python run.py test RUN --ckpt best": "",
     "python run.py --cluster pbs --nodes 2 --dry_run": "",
     "python run.py --container project.sif": "--dry_run",
@@ -58,7 +58,7 @@ def test_the_commands_of_the_guide(cluster, tmp_path):
         if "dry_run" in command + flags:
             assert "#SBATCH" in said or "#PBS" in said
     nothing = re.compile("dry_run|list|torchrun|container")  # doctor and search are jobs, too
-    assert submitted == {c: 0 if nothing.search(c) else 12 if " search " in c else 1 for c in COMMANDS}
+    assert submitted == {c: 0 if nothing.search(c) else 3 if " search " in c else 1 for c in COMMANDS}
     for command in OF_A_RUN:
         typed(f"python run.py {command} {run}")
     assert (root.folder / "logs/a/checkpoints").is_dir()
