@@ -14,15 +14,19 @@ they print, errors too, is shown:
 The lines of a README are typed in their order in one fresh copy of its lesson (from lesson 9 on: of the root). With
 `output on the cluster:` they are typed on the login host of a practice cluster that the README has for itself. There
 `ended` waits until no job waits or runs, and the accounting knows all. Before the colon may also stand `with exit code
-1`, and at last `that varies`: then --check lets words change their places. Between <!-- seen --> and <!-- /seen -->
-comes a sentence: when, with what. With --check, which does not compare numbers, Lightning takes few batches of an epoch
-unless a program says how many.
+1`, and at last `that varies`: then --check lets words change their places. Between <!-- seen --> and <!-- /seen ... -->
+comes a sentence: when, with what. The letters in the second mark say with which code: while that is the same, the test
+of it prints nothing again. With --check, which does not compare numbers, Lightning takes few batches of an epoch unless
+a program says how many.
 """
 
 import argparse
+import ast
 import contextlib
 import datetime
 import difflib
+import hashlib
+import importlib.metadata
 import os
 import re
 import shutil
@@ -41,14 +45,15 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/benchmarks")]
 
 from cluster import Cluster, unavailable  # noqa: E402
 from lesson import Lesson, Root  # noqa: E402
-from measure import machine  # noqa: E402
+from measure import PACKAGES, machine  # noqa: E402
 
 BLOCK = re.compile(
     r"(?P<mark><!-- output(?P<cluster> on the cluster)?( with exit code (?P<code>\d+))?(?P<varies> that varies)?: "
     r"(?P<lines>((?!-->).)+) -->\n)(?P<fence>```\w*\n)(?P<shown>.*?)(?P<end>```\n<!-- /output -->\n)",
     re.DOTALL,
 )
-SEEN = re.compile(r"(<!-- seen -->\n).*?(<!-- /seen -->\n)", re.DOTALL)
+SEEN = re.compile(r"(<!-- seen -->\n).*?<!-- /seen( \w+)? -->\n", re.DOTALL)
+CODE = (".py", ".sh", ".yaml", ".def")
 # Slurm's accounting may hear of a job some time after it has ended: `comm` names those that it does not know yet.
 ENDED = """ended() {
     while { squeue -ho %T; sacct -nXo State; } | grep ING ||
@@ -67,6 +72,35 @@ class Failed(Exception):
 
 def blocks_of(lesson):
     return list(BLOCK.finditer((lesson / "README.md").read_text()))
+
+
+def digest(lesson, blocks):
+    """A few letters for all that decides what comes: the code, the packages, the commands and what is shown of them."""
+    folders = [lesson, ROOT / "data", LESSONS / "00-practice-cluster"]
+    if int(lesson.name[:2]) >= 9:
+        folders += [ROOT / "src", ROOT / "run.py"]
+    files = {path for folder in folders for path in [folder, *folder.rglob("*")] if path.suffix in CODE}
+    parts = [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
+    parts += [block["mark"] + block["shown"] for block in blocks]
+    for path in sorted(files):
+        if not {"logs", "work", "lightning_logs"} & set(path.relative_to(ROOT).parts):
+            text = path.read_text()
+            parts += [str(path.relative_to(ROOT)), without_comments(text) if path.suffix == ".py" else text]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+
+
+def without_comments(text):
+    """Python code without comments, and without what functions and classes say about themselves."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
+    return ast.dump(tree)
+
+
+def printed_by_this_code(lesson):
+    seen = SEEN.search((lesson / "README.md").read_text())
+    return bool(seen and seen[2]) and seen[2].strip() == digest(lesson, blocks_of(lesson))
 
 
 def capture(lesson, blocks, more):
@@ -147,9 +181,10 @@ def write(lesson, blocks, printed):
     if any(block["cluster"] for block in blocks):
         asked = subprocess.run("PATH=$PATH:/usr/sbin slurmctld -V", shell=True, capture_output=True, text=True)
         sentence += f", Slurm {asked.stdout.split()[-1]} (the practice cluster)"
-    text = SEEN.sub(lambda match: f"{match[1]}{textwrap.fill(sentence, 119)}.\n{match[2]}", readme.read_text())
     answers = iter(printed)
-    text = BLOCK.sub(lambda block: block["mark"] + block["fence"] + next(answers) + block["end"], text)
+    text = BLOCK.sub(lambda block: block["mark"] + block["fence"] + next(answers) + block["end"], readme.read_text())
+    letters = digest(lesson, list(BLOCK.finditer(text)))
+    text = SEEN.sub(lambda match: f"{match[1]}{textwrap.fill(sentence, 119)}.\n<!-- /seen {letters} -->\n", text)
     new = readme.with_suffix(".new")
     new.write_text(text)
     os.replace(new, readme)

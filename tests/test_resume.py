@@ -528,7 +528,7 @@ def test_a_limit_of_time_falls_between_two_steps(mine):
 
 
 EVERY = 5  # steps between two checkpoints of the campaign
-KILLS = 3 * int(os.environ.get("CAMPAIGN", 1))  # of each kind; CAMPAIGN=4 python -m pytest -m slow kills 48 times
+KILLS = 4 * int(os.environ.get("CAMPAIGN", 1))  # of each kind; CAMPAIGN=4 python -m pytest -m slow kills 64 times
 
 
 def campaign(parent, processes, workers, chance):
@@ -542,7 +542,7 @@ def campaign(parent, processes, workers, chance):
     while True:
         folder = parent / f"{processes}-{workers}-{len(runs)}"
         begin = (steps(folder) or [0])[-1]
-        training = Training(folder, flags, launcher=PYTHON if processes == 1 else torchrun())
+        training = Training(folder, flags, processes=processes)
         runs[-1].append(training)
         if len(killed_after) < KILLS:
             target = begin + EVERY * chance.randint(1, 5)
