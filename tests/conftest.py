@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Lesson 1 is the very first, because others wait for what it prints.
 FIRST = """
     test_01 test_outputs test_gpu_run test_resume test_08 test_09 test_launch test_05 test_06 test_11 test_12 test_07
-    test_04 test_train test_10
+    test_guide test_repository test_04 test_train test_10
 """.split()  # noqa: SIM905
 
 
