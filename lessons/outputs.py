@@ -75,7 +75,7 @@ def blocks_of(lesson):
 
 
 def digest(lesson, blocks):
-    """A few letters for all that decides what comes: the code, the packages, the commands and what is shown of them."""
+    """A few letters for what decides the output: code, commands, the text shown, and the packages named in the page."""
     folders = [lesson, ROOT / "data", LESSONS / "00-practice-cluster"]
     if int(lesson.name[:2]) >= 9:
         folders += [ROOT / "src", ROOT / "run.py"]
@@ -100,7 +100,7 @@ def without_comments(text):
 
 def printed_by_this_code(lesson):
     seen = SEEN.search((lesson / "README.md").read_text())
-    return bool(seen and seen[2]) and seen[2].strip() == digest(lesson, blocks_of(lesson))
+    return seen is not None and seen[2] == f" {digest(lesson, blocks_of(lesson))}"
 
 
 def capture(lesson, blocks, more):

@@ -154,7 +154,7 @@ def kill_9(cluster, run, moment):
     cluster.run(for_run(KILL_9, run.name), "/")
 
 
-TIMES = int(os.environ.get("CAMPAIGN", 1))  # CAMPAIGN=5 python -m pytest -m slow takes a quarter of an hour
+TIMES = int(os.environ.get("CAMPAIGN", 1))  # CAMPAIGN=5 python -m pytest -m slow stops five runs in each way
 ALONE_ON_ITS_NODES = ["preempted", "node crashed", "kill -9"]  # these ways hit whatever runs there
 WAYS = {"preempted": preempt, "time limit": None, "requeued": requeue, "node crashed": crash, "kill -9": kill_9}
 
