@@ -54,7 +54,7 @@ def test_on_slurm(lesson, cluster):
     assert len(epochs((lesson.folder / f"slurm.{batch}.out").read_text())) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_the_benchmark_prints_its_table(lesson):
     done = lesson.run("python benchmark.py", "--rounds 1 --batch_size 512")
     assert done.returncode == 0, done.stderr

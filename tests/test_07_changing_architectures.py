@@ -273,7 +273,8 @@ def test_training_begins_with_pretrained_weights(lesson, torch_home):
 
     def train(dataset):
         flags = f"--cluster debug --limit_train_batches 2 --limit_val_batches 1 --lr 1e-12 --log_path logs/{dataset}"
-        return lesson.run(PRETRAINED, f"{flags} --dataset {dataset} --logger csv", TORCH_HOME=str(torch_home))
+        few = {"PL_TRAINER_LIMIT_TEST_BATCHES": "2"}
+        return lesson.run(PRETRAINED, f"{flags} --dataset {dataset} --logger csv", TORCH_HOME=str(torch_home), **few)
 
     names = ("colour-mnist", "mnist")
     with ThreadPoolExecutor() as pool:

@@ -399,7 +399,7 @@ def test_ddp_steps_print_what_the_readme_shows(lesson):
     assert f"one process, all images: {' '.join(joint[0])}" in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_scaling_prints_its_table(lesson):
     done = lesson.run("python scaling.py", "--rounds 1")
     assert done.returncode == 0, done.stderr

@@ -154,7 +154,7 @@ def kill_9(cluster, run, moment):
     cluster.run(for_run(KILL_9, run.name), "/")
 
 
-TIMES = int(os.environ.get("CAMPAIGN", 1))  # CAMPAIGN=5 python -m pytest -m slow stops five runs in each way
+TIMES = int(os.environ.get("CAMPAIGN", 1))  # CAMPAIGN=5 python -m pytest -m campaign stops five runs in each way
 ALONE_ON_ITS_NODES = ["preempted", "node crashed", "kill -9"]  # these ways hit whatever runs there
 WAYS = {"preempted": preempt, "time limit": None, "requeued": requeue, "node crashed": crash, "kill -9": kill_9}
 
@@ -211,15 +211,22 @@ def survive(way, number, root, cluster, reference):
     }
 
 
-@pytest.mark.slow
-def test_campaign(root, own_cluster):
-    """Each way to be stopped, TIMES times, at random moments; a process on each of 2 nodes. Prints a table."""
+@pytest.mark.parametrize(
+    "these",
+    [
+        pytest.param(["preempted", "kill -9"], id="two ways", marks=pytest.mark.slow),
+        pytest.param(list(WAYS), id="all ways", marks=pytest.mark.campaign),
+    ],
+)
+def test_campaign(these, root, own_cluster):
+    """Each of these ways, TIMES times, at random moments; a process on each of 2 nodes. Prints a table."""
     cluster = own_cluster
     reference = start(root, cluster, f"python run.py --config {CONFIG}", f"{SHORT} --tasks_per_node 1")
     assert cluster.wait(reference.name) == "COMPLETED"
     rows = []
-    others = [way for way in WAYS if way not in ALONE_ON_ITS_NODES]
-    for at_once, ways in ((2, ALONE_ON_ITS_NODES), (4, others)):  # there are four nodes, and each run takes two
+    alone = [way for way in these if way in ALONE_ON_ITS_NODES]
+    others = [way for way in these if way not in ALONE_ON_ITS_NODES]
+    for at_once, ways in ((2, alone), (4, others)):  # there are four nodes, and each run takes two
         with ThreadPoolExecutor(at_once) as pool:
             runs = [
                 pool.submit(survive, way, number, root, cluster, reference) for number in range(TIMES) for way in ways
@@ -230,6 +237,6 @@ def test_campaign(root, own_cluster):
     for row in [{name: name for name in widths}, *rows]:
         print("  ".join(row[name].ljust(width) for name, width in widths.items()).rstrip())
     outcomes = Counter((row["way"], row["outcome"]) for row in rows)
-    assert outcomes == {(way, "same weights, same curves"): TIMES for way in WAYS}
+    assert outcomes == {(way, "same weights, same curves"): TIMES for way in these}
     folders = [path.name for path in (root.folder / "logs").iterdir()]
     assert sorted(folders) == sorted([reference.name, *(row["run"] for row in rows)])  # one folder a run

@@ -386,7 +386,7 @@ def log_of(run: Path, rank: int = 0) -> str:
     return "".join(path.read_text() for path in sorted(logs, key=lambda path: int(path.name.split("_")[0])))
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_search_on_a_cluster_where_jobs_are_killed_and_a_node_crashes(tmp_path, own_cluster):
     """Twelve trials, one on each node. One is killed, one preempted, a node crashes: twelve finish, none twice."""
     root, cluster = make_root(tmp_path), own_cluster

@@ -115,11 +115,9 @@ def log_of(run, rank=0):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 4])
-def test_a_job_in_a_container_is_queued_again_from_outside(root, cluster, alone, processes):
-    """Inside there is no scontrol, and nothing of the disk but what is bound."""
-    fewer = "--nodes 1 --tasks_per_node 1 --cpus_per_task 1" if processes == 1 else ""
-    run = submit(root, cluster, SITE, f"{fewer} {SHORT} {SLOWLY} 0.1")
+def test_a_job_in_a_container_is_requeued_from_outside(root, cluster, alone):
+    """Inside there is no scontrol, and nothing of the disk but what is bound. Four processes on two nodes."""
+    run = submit(root, cluster, SITE, f"{SHORT} {SLOWLY} 0.3")
     until(lambda: "epoch: 01/02" in log_of(run))
     cluster.run(USR2.replace("RUN", run.name), "/", check=True)
     assert cluster.wait(run.name) == "COMPLETED", log_of(run)
@@ -127,7 +125,7 @@ def test_a_job_in_a_container_is_queued_again_from_outside(root, cluster, alone,
     log = log_of(run)
     assert f"Asked for job {run.name} to be queued again (99 remaining timeouts)" in log
     assert log.count("going on from") == 1 and log.count("epoch: 01/02") == log.count("epoch: 02/02") == 1
-    assert checksum_in(*(log_of(run, rank) for rank in range(processes))) == alone(processes)
+    assert checksum_in(*(log_of(run, rank) for rank in range(4))) == alone(4)
     assert not (run / ".requeue").exists()
 
 
@@ -140,7 +138,7 @@ def test_a_job_in_a_container_that_fails_has_failed(root, cluster):
 
 @pytest.mark.slow
 def test_a_job_in_a_container_that_may_not_be_queued_again_has_failed(root, cluster):
-    run = submit(root, cluster, SITE, f"--nodes 1 --tasks_per_node 1 --requeues 0 {SHORT} {SLOWLY} 0.1")
+    run = submit(root, cluster, SITE, f"--nodes 1 --tasks_per_node 1 --requeues 0 {SHORT} {SLOWLY} 0.3")
     until(lambda: "epoch: 01/02" in log_of(run))
     cluster.run(USR2.replace("RUN", run.name), "/", check=True)
     assert cluster.wait(run.name) == "FAILED"
@@ -260,11 +258,12 @@ def test_the_scripts_for_pbs_and_sge_are_complete_and_explained(root):
     assert not (root.folder / "logs").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mpirun", ["mpirun", "mpirun.mpich"])
-def test_pbs_time_is_up_queued_again_and_cancelled_while_pending(root, pbs, alone, mpirun):
+@pytest.mark.parametrize(
+    "mpirun", [pytest.param("mpirun", marks=pytest.mark.slow), pytest.param("mpirun.mpich", marks=pytest.mark.campaign)]
+)
+def test_pbs_time_is_up_requeued_and_cancelled_while_pending(root, pbs, alone, mpirun):
     line = f"--mpirun '{mpirun} -n {{processes}} --hostfile {{hostfile}}'"
-    run = run_of(root, pbs(f"{PBS} {SHORT} {SLOWLY} 0.1 {line}"))
+    run = run_of(root, pbs(f"{PBS} {SHORT} {SLOWLY} 0.5 {line}"))  # it still runs when the other has been submitted
     second = run_of(root, pbs(f"{PBS} {SHORT} --name second"))
     shown = pbs(LIST)
     assert (state_of(shown, run), state_of(shown, second)) == ("RUNNING", "PENDING")
@@ -286,10 +285,10 @@ def test_pbs_time_is_up_queued_again_and_cancelled_while_pending(root, pbs, alon
     assert "epoch: 02/02" in pbs(f"python run.py log {run.name}").stdout
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_pbs_at_the_real_time_limit_and_a_failure(root, pbs, alone):
-    """timeout of the script sends the signal: 30 s before the end of this minute."""
-    run = run_of(root, pbs(f"{PBS} {SHORT} {SLOWLY} 0.8 --time 00:01:00"))
+    """timeout of the script sends the signal: 30 s before the end of these 90 s."""
+    run = run_of(root, pbs(f"{PBS} {SHORT} {SLOWLY} 1.2 --time 00:01:30"))
     failing = run_of(root, pbs(f"{PBS} {SHORT} --monitor val/none --name failing"))
     until(lambda: text(run / "exit_code") and text(failing / "exit_code"), 300)
     assert text(run / "exit_code") == "0\n" and len(text(run / "attempts").split()) >= 2
@@ -343,9 +342,14 @@ def test_on_a_real_grid_engine(root, tmp_path, alone):
     assert not text(second / "log.out")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    "launcher", ["torchrun --nproc_per_node 2 --", "mpirun -n 2 python", "mpirun.mpich -n 2 python"]
+    "launcher",
+    [
+        # test_train.py compares these two in the root.
+        pytest.param("torchrun --nproc_per_node 2 --", marks=pytest.mark.campaign),
+        pytest.param("mpirun -n 2 python", marks=pytest.mark.campaign),
+        pytest.param("mpirun.mpich -n 2 python", marks=pytest.mark.slow),
+    ],
 )
 def test_torchrun_open_mpi_and_mpich(tmp_path, alone, launcher, monkeypatch):
     for name, value in MPI.items():
@@ -419,7 +423,7 @@ def test_a_wrong_hyperparameter_is_the_failure_that_sagemaker_shows(tmp_path):
     assert "there is no flag --max_epochz=3: did you mean --max_epochs" in line
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_sagemaker_on_one_host(tmp_path, alone):
     ml = make_ml(tmp_path / "ml", ["algo-1"], "algo-1", **HYPER)
     assert start_on_sagemaker(ml).wait(300) == 0, text(Path(f"{ml}.log"))

@@ -89,10 +89,14 @@ COLUMNS = {
 }  # fmt: skip
 
 
-SLOW = ("lesson", "step pages launch scaling", "cifar")
+WHEN = {
+    "lesson": pytest.mark.slow,
+    "cifar": pytest.mark.slow,
+    "step pages launch scaling": pytest.mark.campaign,
+}
 
 
-@pytest.mark.parametrize("command", ["data", *(pytest.param(tables, marks=pytest.mark.slow) for tables in SLOW)])
+@pytest.mark.parametrize("command", ["data", *(pytest.param(tables, marks=mark) for tables, mark in WHEN.items())])
 def test_each_table_in_its_smallest_setting(command, tmp_path):
     done = Here().run(f"python tests/benchmarks/run.py {command}", f"--smallest --results {tmp_path}")
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,6 @@
 """README.md, the guide: every command it names is typed; so is each by which troubleshooting.md looks at a cluster.
 
-The quick start's two commands are typed by .ci/run; `python -m pytest -m slow` too, which these tests are part of.
+The quick start's two commands are typed by .ci/run, and so is `python -m pytest -m slow`.
 """
 
 import re
@@ -32,10 +32,13 @@ COMMANDS = {
 OF_A_RUN = ["log", "report", "cancel"]  # they share a row with list
 
 
-@pytest.mark.slow
-def test_the_commands_of_the_guide(cluster, tmp_path):
+def test_every_command_of_the_guide_is_typed():
     assert list(COMMANDS) == ROWS
     assert all(f"`{command} RUN`" in GUIDE for command in OF_A_RUN)
+
+
+@pytest.mark.campaign
+def test_the_commands_of_the_guide(cluster, tmp_path):
     root = Root("09-surviving-preemption", tmp_path)
     (root.folder / "project.sif").touch()
 

@@ -89,7 +89,7 @@ def test_pictures_are_drawn_again(tmp_path, arguments, drawn):
     assert_drawn_again(tmp_path, drawn)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_screenshots_are_taken_again(tmp_path):
     chromium()
     few = {"PL_TRAINER_LIMIT_TRAIN_BATCHES": "50"}  # lesson 5's runs take minutes, and their numbers are not looked at

@@ -388,9 +388,9 @@ def test_due_to_node_failure(cluster, tmp_path):
         cluster.cluster_py("boot", node)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_connect_full_mesh_failed(cluster, tmp_path):
-    """gloo itself, where a node's name leads to itself; and what doctor says there, see test_doctor.py."""
+    """gloo itself, where a node's name leads to itself. test_doctor.py has what doctor says there, on each change."""
     snippet = """
 import datetime, os, torch.distributed as dist
 rank = int(os.environ["SLURM_PROCID"])
