@@ -297,7 +297,7 @@ def test_the_small_network_prints_the_digits_of_lesson_6(lesson, tmp_path):
     assert len(epochs(after.stdout)) == 1 and epochs(after.stdout) == epochs(before.stdout)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_limits_and_pages_of_a_resnet(lesson):
     flags = "--cluster debug --limit_train_batches 3 --limit_val_batches 2 --log_path logs/resnet"
     done = lesson.run(RESNET, flags, real=True)
@@ -352,7 +352,7 @@ assert all(torch.equal(value, before[name]) for name, value in network.state_dic
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_on_slurm(lesson, cluster):
     flags = "--cluster slurm --dataset mnist --limit_train_batches 20 --limit_val_batches 5 --max_epochs 1"
     command = f"python run.py --arch resnet18 {flags} --log_path logs/slurm"

@@ -451,7 +451,7 @@ def test_search_on_a_cluster_where_jobs_are_killed_and_a_node_crashes(tmp_path, 
     assert weights(log_of(root.folder / "logs" / job)) == weights(log_of(study / best[2]))
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_several_processes_prune_together(tmp_path, cluster):
     """Trials of two processes on two nodes; the last is pruned, by both at the same step."""
     root = make_root(tmp_path)

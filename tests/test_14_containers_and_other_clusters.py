@@ -444,7 +444,7 @@ def test_the_readmes_way_to_sagemaker(root):
     assert {path.name for path in (root.folder / "logs/ml").iterdir()} == {"input", "output", "checkpoints", "model"}
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_sagemaker_on_two_hosts_interrupted(tmp_path, alone):
     """Each host has a disk of its own; /opt/ml/checkpoints is what S3 would hold."""
     hosts = ["127.0.0.1", "127.0.0.2"]

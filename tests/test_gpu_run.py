@@ -96,7 +96,7 @@ def test_the_rehearsal(steps, tmp_path):
     assert not processes_with(str(temporary))
 
 
-@SLOW
+@pytest.mark.campaign
 def test_an_interruption_loses_nothing(tmp_path):
     """After a signal no process is left; --skip-done continues with the measurement that was interrupted."""
     flags = "results --smoke --only record --minutes 20 --prepared none"
