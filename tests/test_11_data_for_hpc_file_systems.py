@@ -197,7 +197,7 @@ def test_packing(lesson, measured):
     assert done.stdout == "work/mnist.h5: 70000 items, all as they were written\n"
     work = lesson.folder / "work"
     mnist = HDF5Dataset(work / "mnist.h5", "test")
-    assert len(mnist) == 4_000 and mnist[0]["image"].shape == (1, 28, 28) and mnist[0]["label"] == 7
+    assert len(mnist) == 10_000 and mnist[0]["image"].shape == (1, 28, 28) and mnist[0]["label"] == 7
     mine, train = HDF5Dataset(work / "mine.h5"), HDF5Dataset(work / "mine.h5", "train")
     assert len(mine) == 2000 and len(train) == 1000 and mine.about["shape"] == [3, 28, 28]
     first = sorted((work / "files/train/0").glob("*.png"))[0]
