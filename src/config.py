@@ -5,25 +5,34 @@
 The files are stacked, the last one wins, and flags win over files. What can be chosen by class path (data, model,
 optimizer, lr_scheduler, logger, callbacks) is `class_path:` and `init_args:` in a file; as a flag the name of the class
 is enough where this repository, torch or Lightning has it.
+
+A class receives the values that its user gave. If nobody gave one, its own default holds. Only what is still missing is
+filled in: batch_size, num_workers, seed and data_dir for the data, shape and num_classes for the model.
 """
 
 import difflib
 import importlib
+import importlib.util
 import inspect
+import os
 import pkgutil
 import re
+import sys
+import warnings
 from dataclasses import fields
 from typing import Literal
 
 import lightning as L
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, set_loader
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.loggers import Logger
 
 import src.datasets
 import src.models
+from src.datasets.datamodule import DataModule
 from src.launch.files import PRESETS, Loader
 from src.settings import Settings
 
@@ -35,27 +44,59 @@ KNOWN = {
     "optimizer": ["SGD", "Adam", "AdamW", "RMSprop"],
     "lr_scheduler": ["StepLR", "CosineAnnealingLR", "OneCycleLR", "ReduceLROnPlateau"],
     "logger": ["tensorboard", "csv", "mlflow", "wandb"],
-    "callbacks": ["EarlyStopping", "StochasticWeightAveraging", "LearningRateMonitor"],
+    "callbacks": ["EarlyStopping", "EMAWeightAveraging", "LearningRateMonitor"],
 }
+BROKEN = {}  # files in src/datasets and src/models that cannot be imported, with the reason
 for package, key in ((src.datasets, "data"), (src.models, "model")):  # so that the classes in them are known by name
     for info in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        try:
+            module = importlib.import_module(f"{package.__name__}.{info.name}")
+        except Exception as error:  # an unfinished file must not stop a training that does not use it
+            BROKEN[f"{package.__name__}.{info.name}"] = f"{type(error).__name__}: {error}"
+            continue
         for name, thing in vars(module).items():
             ours = inspect.isclass(thing) and thing.__module__ == module.__name__
             if ours and issubclass(thing, (L.LightningDataModule, L.LightningModule)):
                 KNOWN[key].append(name)
 
+DEFAULTS = {"data": "src.datasets.mnist.MNIST", "model": "src.models.classifier.Classifier"}
+FOR_DATA = ("batch_size", "num_workers", "seed", "data_dir")
+OPTIMIZATION = ("optimizer", "lr_scheduler", "lr_interval")
+# Arguments of Lightning's Trainer that have a flag of their own here, and those that src/train.py decides.
+TRAINER_FLAGS = {
+    "accumulate_grad_batches": "accumulate",
+    "check_val_every_n_epoch": "validate_every",
+    "devices": "gpus_per_node",
+    "gradient_clip_val": "gradient_clip",
+    "num_nodes": "nodes",
+    "profiler": "profile",
+    "val_check_interval": "validate_every",
+}
+TRAINER_OURS = [
+    "default_root_dir",
+    "enable_checkpointing",
+    "enable_model_summary",
+    "enable_progress_bar",
+    "plugins",
+    "use_distributed_sampler",
+]
 
-def make_parser():
+
+def make_parser(links=True):
+    """The parser of all flags.
+
+    Args:
+        links: whether the values that are filled in later may be missing
+    """
     parser = ArgumentParser(prog="train.py", exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile, help="a YAML file, or the name of one in src/presets")
     parser.add_argument("--job", type=dict | None, help="what the job asked Slurm for: run.py notes it here")
     parser.add_argument("--run", type=str | None, help="validate, test, predict: the run's folder")
     parser.add_argument("--ckpt", type=str, default="last", help="validate, test, predict: last, best, or a file")
     parser.add_class_arguments(Settings, None)
-    parser.add_subclass_arguments(L.LightningDataModule, "data")
-    parser.add_subclass_arguments(L.LightningModule, "model")
-    parser.add_argument("--optimizer", type=OptimizerCallable)
+    parser.add_subclass_arguments(L.LightningDataModule, "data", fail_untyped=False)
+    parser.add_subclass_arguments(L.LightningModule, "model", fail_untyped=False)
+    parser.add_argument("--optimizer", type=OptimizerCallable | None)
     parser.add_argument("--lr_scheduler", type=LRSchedulerCallable | None)
     parser.add_argument("--lr_interval", type=Literal["epoch", "step"], default="epoch", help="of the scheduler")
     parser.add_argument("--logger", type=Literal["tensorboard", "csv", "mlflow", "wandb"] | Logger)
@@ -68,28 +109,59 @@ def make_parser():
     )
     parser.set_defaults(
         {
-            "data": {"class_path": "src.datasets.mnist.MNIST"},
-            "model": {"class_path": "src.models.classifier.Classifier"},
             "optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-3, "fused": True}},
             "logger": "tensorboard",
         }
     )
-    for name in ("batch_size", "num_workers", "seed", "data_dir"):
-        parser.link_arguments(name, f"data.init_args.{name}")
-    # What the network has to know about the data, it is told when both are made.
-    parser.link_arguments("data.shape", "model.init_args.shape", apply_on="instantiate")
-    parser.link_arguments("data.classes", "model.init_args.num_classes", count, apply_on="instantiate")
+    if links:  # nothing flows through these links: instantiate() fills in what they allow to be missing
+        parser.link_arguments("data.shape", "model.init_args.shape", apply_on="instantiate")
+        parser.link_arguments("data.classes", "model.init_args.num_classes", apply_on="instantiate")
     return parser
-
-
-def count(classes):
-    """How many classes the data have; None if they have none, as where numbers are predicted."""
-    return None if classes is None else len(classes)
 
 
 def settings_of(config):
     """The part of a configuration that is Settings."""
     return Settings(**{field.name: config[field.name] for field in fields(Settings)})
+
+
+def sources_of(argv):
+    """The flags, split into files and the rest. The classes come first: the flags for their arguments need them."""
+    files, classes, flags, words = [], [], [], iter(argv)
+    for word in words:
+        flag, _, value = word.partition("=")
+        if flag == "--config":
+            value = value or next(words, "")
+            preset = PRESETS / f"{value}.yaml"
+            files.append(str(preset) if preset.is_file() else value)
+        elif flag in ("--data", "--model"):
+            classes.append(f"{flag}={value or next(words, '')}")
+        elif flag == "--callbacks" and not value.startswith(("[", "{")):  # the name of a class: one more callback
+            flags.append(f"--callbacks+={value or next(words, '')}")
+        else:
+            flags.append(word)
+    return files, classes + flags
+
+
+def content_of(path):
+    """What a config file holds; None if it is empty, {} if it cannot be read: the parser says why."""
+    try:
+        with open(path) as file:
+            content = yaml.load(file, Loader)
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return {}
+    return content if isinstance(content, dict) or content is None else {}
+
+
+def parse(parser, arguments, **options):
+    """parser.parse_args(), whose error is one sentence.
+
+    Raises:
+        ValueError: with that sentence
+    """
+    try:
+        return parser.parse_args(arguments, **options)
+    except ArgumentError as error:
+        raise ValueError(one_sentence(error)) from error
 
 
 def merge(argv) -> str:
@@ -98,23 +170,189 @@ def merge(argv) -> str:
     Raises:
         ValueError: with one sentence that says what is wrong
     """
+    files, flags = sources_of(argv)
+    pairs = [(path, content) for path in files if (content := content_of(path)) is not None]  # not the empty ones
+    contents = [content for _, content in pairs]
+    arguments = [word for path, _ in pairs for word in ("--config", path)] + flags
+    typed = {flag.partition("=")[0].rstrip("+") for flag in flags if flag.startswith("--")}
+    for key, default in DEFAULTS.items():
+        if f"--{key}" in typed or any(class_in(content.get(key)) for content in contents):
+            continue
+        if importlib.util.find_spec(default.rpartition(".")[0]) is None:
+            known = f": {', '.join(KNOWN[key])}, or a path such as mine.Mine" if KNOWN[key] else ""
+            raise ValueError(f"--{key} is missing: it takes the name of a class{known}")
+        arguments = [f"--{key}={default}", *arguments]
+    for content in contents:
+        check_trainer(content["trainer"] if isinstance(content.get("trainer"), dict) else {})
     parser = make_parser()
-    files, flags, words = [], [], iter(argv)
-    for word in words:
-        flag, _, value = word.partition("=")
-        if flag == "--config":
-            value = value or next(words, "")
-            preset = PRESETS / f"{value}.yaml"
-            files += ["--config", str(preset) if preset.is_file() else value]
-        else:
-            flags.append(word)
+    named = {key: names_in(arguments, contents, key) for key in DEFAULTS}
+    data = find_class(named["data"][-1], L.LightningDataModule)
+    # What the class of the data needs, has no default for, and was not given: it receives the setting below.
+    missing = [
+        f"--data.{name}={getattr(Settings, name)}"
+        for name in FOR_DATA
+        if data
+        and needed(data, name)
+        and not typed & {f"--data.{name}", f"--data.init_args.{name}"}
+        and not any(name in arguments_in(content.get("data")) for content in contents)
+    ]
     try:
-        config = parser.parse_args([*files, *flags])  # what comes last wins
-    except ArgumentError as error:
-        raise ValueError(one_sentence(error)) from error
+        given = parse(parser, arguments + missing, defaults=False)  # only what somebody has given
+        config = parse(parser, arguments + missing)
+    except ValueError as error:
+        raise ValueError(why_unknown(named["data"] + named["model"]) or str(error)) from error
+    classes = {key: class_of(given, key) for key in DEFAULTS}
+    given_to_data = given.data.get("init_args") or {}
+    init_args = config.data.init_args if config.data.get("init_args") is not None else {}
+    for name in FOR_DATA:
+        if name not in init_args:
+            if name in ("batch_size", "data_dir") and f"--{name}" in typed:
+                raise ValueError(f"--{name} has no effect: {classes['data'].__name__} has no argument {name}")
+            continue
+        for content in contents:  # the later wins, and in a file what is said of the class
+            inner = arguments_in(content.get("data"))
+            if name in inner:
+                init_args[name] = inner[name]
+            elif name in content:
+                init_args[name] = content[name]
+        if typed & {f"--data.{name}", f"--data.init_args.{name}"}:
+            init_args[name] = given_to_data[name]
+        elif f"--{name}" in typed:
+            value = config[name]
+            init_args[name] = int(value) if isinstance(value, int) else value  # not a PositiveInt
+        value = init_args[name]
+        plain = {"data_dir": str, "batch_size": PositiveInt, "num_workers": NonNegativeInt}.get(name)
+        if plain is str and isinstance(value, os.PathLike):
+            init_args[name] = config[name] = os.fspath(value)
+        elif plain is str or (plain and isinstance(value, int) and value >= (plain is PositiveInt)):
+            config[name] = value  # else its class gives it a meaning of its own
+    check_trainer(config.trainer)
+    if overrides(classes["model"], "configure_optimizers"):
+        check_optimization(classes["model"], given, contents)
+        config.optimizer, config.lr_scheduler = None, None
     settings_of(config)  # checks what goes beyond types
     config.pop("config", None)
-    return parser.dump(config)
+    return dump(config)
+
+
+def why_unknown(names):
+    """A reason for which a class with one of these names is not taken, if it is one that its file gives."""
+    for name in names:
+        if broken := [file for file in BROKEN if file == name.rpartition(".")[0]]:
+            return f"{name} cannot be used, because {broken[0]} cannot be imported: {BROKEN[broken[0]]}"
+        package, _, cls = name.rpartition(".")
+        try:
+            bases = getattr(importlib.import_module(package), cls).__mro__ if package else []
+        except (ImportError, AttributeError) as error:
+            bases = []
+            if getattr(error, "name", None) == "pytorch_lightning":
+                return f"{name} imports pytorch_lightning, which is not installed: import lightning.pytorch instead"
+        if any(base.__module__.startswith("pytorch_lightning") for base in bases):
+            return (
+                f"{name} derives from the package pytorch_lightning, and this program uses lightning: the two are not "
+                "compatible. Import lightning.pytorch instead"
+            )
+    return None
+
+
+def class_in(section):
+    """The class that a section of a config file names, if any."""
+    return section if isinstance(section, str) else isinstance(section, dict) and section.get("class_path")
+
+
+def arguments_in(section):
+    """The init_args in a section of a config file."""
+    inner = section.get("init_args") if isinstance(section, dict) else None
+    return inner if isinstance(inner, dict) else {}
+
+
+def names_in(arguments, contents, key):
+    """The classes that config files and flags name under this key, the one that counts last."""
+    names = [class_in(content.get(key)) for content in contents]
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, equals, value = word.partition("=")
+        if flag in (f"--{key}", f"--{key}.class_path"):
+            names.append(value if equals else following)
+    return [name for name in names if name]
+
+
+def find_class(name, base):
+    """The class of this name or path; None if there is none: the parser says so."""
+    package, _, last = name.rpartition(".")
+    if package:
+        try:
+            return getattr(importlib.import_module(package), last, None)
+        except ImportError:
+            return None
+    kinds = [base]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    return next((kind for kind in kinds if kind.__name__ == last), None)
+
+
+def class_of(config, key):
+    """The class that the configuration names under this key."""
+    package, _, name = config[key].class_path.rpartition(".")
+    return getattr(importlib.import_module(package), name)
+
+
+def needed(cls, name):
+    """Whether the class has an argument of this name and no default for it."""
+    parameter = inspect.signature(cls.__init__).parameters.get(name)
+    return parameter is not None and parameter.default is inspect.Parameter.empty
+
+
+def overrides(cls, method):
+    """Whether the class of a model has this method of its own."""
+    return getattr(cls, method) is not getattr(L.LightningModule, method)
+
+
+def check_trainer(more):
+    """Refuse Trainer arguments that have their own flag here: their value would be ignored."""
+    for name in more:
+        flag = TRAINER_FLAGS.get(name, name)
+        if flag in [field.name for field in fields(Settings)] + ["nodes", "gpus_per_node", "logger", "callbacks"]:
+            raise ValueError(f"--trainer.{name} is not accepted: use --{flag}")
+        if name in TRAINER_OURS:
+            raise ValueError(f"--trainer.{name} cannot be set: src/train.py sets it")
+        if name not in inspect.signature(L.Trainer.__init__).parameters:
+            near = difflib.get_close_matches(name, inspect.signature(L.Trainer.__init__).parameters)
+            hint = f": did you mean --trainer.{near[0]}?" if near else ""
+            raise ValueError(f"Lightning's Trainer has no argument {name}{hint}")
+
+
+def check_optimization(cls, given, contents):
+    """An optimizer that the model would not use is refused."""
+    unset = (None, {}, "epoch")  # "epoch" is the default of --lr_interval, and is in each run's config.yaml
+    for name in (*OPTIMIZATION, "scale_lr"):
+        if any(source.get(name) not in unset for source in (given, *contents)):
+            raise ValueError(f"--{name} has no effect: {cls.__name__} makes its optimizer in configure_optimizers")
+
+
+def dump(config) -> str:
+    """The configuration as YAML, without what cannot be written: then the default of its class holds."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        text = make_parser(links=False).dump(config, skip_validation=True, skip_none=False)
+    content = {key: part for key, part in writable(yaml.load(text, Loader)).items() if part is not None}
+    arguments = (content.get("model") or {}).get("init_args") or {}
+    for name in ("shape", "num_classes"):
+        if arguments.get(name) is None:  # the data will say it
+            arguments.pop(name, None)
+    return yaml.safe_dump(content, sort_keys=False)
+
+
+def writable(value):
+    """Without the entries for which jsonargparse has no text, such as a tensor that is a default."""
+    if isinstance(value, dict):
+        return {key: writable(part) for key, part in value.items() if not unwritable(part)}
+    return [writable(part) for part in value] if isinstance(value, list) else value
+
+
+def unwritable(value):
+    if isinstance(value, list):
+        return any(unwritable(part) for part in value)
+    return isinstance(value, str) and value.startswith("Unable to serialize instance")
 
 
 def read(text) -> Namespace:
@@ -122,13 +360,56 @@ def read(text) -> Namespace:
     return make_parser().parse_string(text)
 
 
-def instantiate(config):
-    """The objects that the configuration describes, under the same names: data, model, optimizer, ..."""
-    if config.scale_lr:
-        config.optimizer.init_args.lr *= config.batch_size / config.scale_lr
-    if config.gradient_clip and config.precision != "32" and config.optimizer.get("init_args.fused"):
+def instantiate(config, processes=1):
+    """The objects that the configuration describes, under the same names: data, model, optimizer, ...
+
+    Args:
+        processes: how many train together
+    """
+    config = config.clone()
+    if (
+        config.gradient_clip
+        and config.precision != "32"
+        and config.optimizer
+        and config.optimizer.get("init_args.fused")
+    ):
         config.optimizer.init_args.fused = False  # in mixed precision Lightning cannot clip for a fused optimizer
-    return make_parser().instantiate(config)
+    first = ArgumentParser(exit_on_error=False)
+    first.add_subclass_arguments(L.LightningDataModule, "data", fail_untyped=False)
+    data = first.instantiate(Namespace(data=config.data)).data
+    if config.scale_lr:
+        config.optimizer.init_args.lr *= global_batch(data, config.batch_size, processes) / config.scale_lr
+    fill_in(config, data)
+    config.data = None
+    parts = make_parser(links=False).instantiate(config)
+    parts.data = data
+    return parts
+
+
+def global_batch(data, batch_size, processes):
+    """How many samples one step of all processes takes."""
+    return batch_size if isinstance(data, DataModule) else batch_size * processes
+
+
+def fill_in(config, data):
+    """Set the arguments of the model that depend on the data and that the user has not set.
+
+    Raises:
+        SystemExit: with one sentence, if the data do not say it either
+    """
+    cls = class_of(config, "model")
+    if config.model.get("init_args") is None:
+        config.model.init_args = Namespace()
+    arguments = config.model.init_args
+    for name, attribute in (("shape", "shape"), ("num_classes", "classes")):
+        if arguments.get(name) is not None or not (name in arguments or needed(cls, name)):
+            continue
+        value = getattr(data, attribute, None)
+        if value is None and needed(cls, name):
+            sys.exit(
+                f"--model.{name} is missing: {cls.__name__} needs it, and {type(data).__name__} has no {attribute}"
+            )
+        arguments[name] = len(value) if value is not None and name == "num_classes" else value
 
 
 def one_sentence(error):
@@ -147,7 +428,8 @@ def one_sentence(error):
     if unknown and "float" not in reason:
         near = difflib.get_close_matches(unknown[1], KNOWN.get(key, []), cutoff=0.3) or KNOWN.get(key, [])
         known = f": {', '.join(near)}, or a path such as src.models.mine.Mine" if near else ""
-        return f"--{key} {unknown[1]}: there is no class of this name. It takes the name of a class{known}"
+        broken = "".join(f". {file} cannot be imported: {why}" for file, why in BROKEN.items())
+        return f"--{key} {unknown[1]}: there is no class of this name. It takes the name of a class{known}{broken}"
     if unknown := re.search(r"unrecognized arguments: (--\S+)", reason):
         flags = [action.option_strings[0] for action in make_parser()._actions if action.option_strings]
         near = difflib.get_close_matches(unknown[1].split("=")[0], flags)

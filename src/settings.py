@@ -25,7 +25,8 @@ class Settings:
         precision: mixed is 16 bits where that is safe, 32 elsewhere
         accelerator: gpu, cpu, or what there is
         threads: of each process on a CPU; default: the CPUs of the task less its workers
-        strategy: ddp: each process holds the whole network; fsdp: a part of it, for networks too large for one GPU
+        strategy: ddp: each process holds the whole network; fsdp: a part of it, for networks too large for one GPU;
+            ddp_find_unused_parameters_true: ddp for networks of which a step does not use all weights
         sync_batchnorm: BatchNorm over the batch of all processes; for GPUs
         accumulate: add up the gradients of so many batches before a step
         gradient_clip: scale gradients down to this norm
@@ -33,7 +34,8 @@ class Settings:
         checkpoint_every: 500 for steps, 2epochs for epochs; also at the end, and before a job is stopped
         validate_every: 100 for steps, 1epoch for epochs
         keep: the best checkpoint and the last two, the last two, or all
-        monitor: what decides which is the best; the largest, unless its name holds loss or error
+        monitor: the metric that decides which is the best; the largest, unless its name holds loss or error; default:
+            the first of val/accuracy, val_accuracy, val_acc, val/loss and val_loss
         init_from: begin with the weights of this run's folder or of this checkpoint
         fast_dev_run: one batch of training, validation and test; nothing is written
         smoke: one batch of training and one of validation, and a checkpoint
@@ -53,7 +55,7 @@ class Settings:
     precision: Literal["32", "16-mixed", "bf16-mixed"] = "32"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     threads: PositiveInt | None = None
-    strategy: Literal["ddp", "fsdp"] = "ddp"
+    strategy: Literal["ddp", "ddp_find_unused_parameters_true", "fsdp"] = "ddp"
     sync_batchnorm: bool = False
     accumulate: PositiveInt = 1
     gradient_clip: PositiveFloat | None = None
@@ -61,7 +63,7 @@ class Settings:
     checkpoint_every: int | str = "1epoch"
     validate_every: int | str = "1epoch"
     keep: Literal["best", "last", "all"] = "best"
-    monitor: str = "val/accuracy"
+    monitor: str | None = None
     init_from: str | None = None
     fast_dev_run: bool = False
     smoke: bool = False

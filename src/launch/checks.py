@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from src.launch import qsub
+from src.launch.files import data_class, divides_batches
 from src.launch.job import ROOT, megabytes, minutes
 from src.launch.ranks import strays
 from src.launch.script import container_program
@@ -74,6 +75,10 @@ def check_time(request):
 
 def check_batch(request):
     batch_size, processes = request.settings.batch_size, request.job.processes
+    data = data_class(request.arguments)
+    if data and not divides_batches(data):
+        name = data.rpartition(".")[2]
+        return OK, f"the batch size of {name} is per process: the global batch is {processes} times as large"
     if sentence := indivisible(batch_size, processes):
         return ERROR, sentence
     return OK, f"--batch_size {batch_size} is {batch_size // processes} for each process"

@@ -87,6 +87,38 @@ def read_config(path):
     return job, {key: value for key, value in content.items() if key in SETTINGS_KEYS}
 
 
+def data_class(arguments):
+    """The class of the data that flags and config files name, such as MNIST or src.datasets.mine.Mine; None if none.
+
+    Args:
+        arguments: --config=PATH and flags, the last of which counts
+    """
+    found = None
+    for word in arguments:
+        flag, _, value = word.partition("=")
+        if flag == "--config":
+            section = read_yaml(Path(value)).get("data")
+            value = section.get("class_path") if isinstance(section, dict) else section
+        if flag in ("--config", "--data") and value:
+            found = value
+    return found
+
+
+def divides_batches(name):
+    """Whether the class divides a batch among the processes: those of src/datasets that are a DataModule do.
+
+    This reads their code, because to import them takes seconds.
+    """
+    bases = {}
+    for path in (ROOT / "src/datasets").glob("*.py"):
+        text = path.read_text()
+        bases |= dict(re.findall(r"^class (\w+)\((?:\w+\.)*(\w+)\):", text, re.MULTILINE))
+    name = name.rpartition(".")[2]
+    while name in bases and name != "DataModule":
+        name = bases[name]
+    return name == "DataModule"
+
+
 def read_site():
     """The defaults of Job at this site, and their file: src/launch/site.yaml, or what RUN_SITE names."""
     path = Path(os.environ.get("RUN_SITE") or ROOT / "src/launch/site.yaml")

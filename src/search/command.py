@@ -77,7 +77,7 @@ def search(argv):
         new = Path(partial) / "study"
         new.mkdir()
         (new / "config.yaml").write_text(config)
-        monitor = request.settings.monitor
+        monitor = request.settings.monitor or "val/accuracy"
         study.create(new, chosen, texts, request.settings.seed, monitor, smaller_is_better(monitor))
         new.rename(folder)
     start.go_on(folder, job, chosen)

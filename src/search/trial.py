@@ -106,7 +106,7 @@ class Report(L.Callback):
     def on_validation_end(self, trainer, module):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        value = monitored(trainer, self.monitor)
+        value = trainer.callback_metrics[monitored(trainer, self.monitor)].item()
         if self.trial:
             self.report(value)
         self.validations += 1
