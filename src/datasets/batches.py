@@ -34,9 +34,23 @@ class Batches(Sampler):
     def set_epoch(self, epoch):  # Lightning calls it
         self.epoch = epoch
 
+    def bounds(self, number):
+        """The first image of a batch, and the first that is no more in it, as places in the order of the epoch."""
+        first, end = number * self.batch_size, min((number + 1) * self.batch_size, self.length)
+        if not self.train:
+            # Fewer images in the last batch than processes: those that lack come from the batch before it.
+            rest = self.length % self.batch_size
+            lack = self.world_size - rest if 0 < rest < self.world_size else 0
+            if lack and self.batch_size - lack >= self.world_size and self.length > self.batch_size:
+                last = self.length // self.batch_size
+                first -= lack * (number == last)
+                end -= lack * (number == last - 1)
+        return first, end
+
     def share(self, number):
         """How many images of a batch are this process's."""
-        size = min(self.batch_size, self.length - number * self.batch_size)
+        first, end = self.bounds(number)
+        size = end - first
         return size // self.world_size if self.train else len(range(self.rank, size, self.world_size))
 
     def __len__(self):
@@ -45,16 +59,20 @@ class Batches(Sampler):
         # There may be fewer images in the last batch than processes.
         return batches if batches and self.share(batches - 1) else max(0, batches - 1)
 
+    def order(self):
+        """The images of this epoch, int64 (length)."""
+        if self.shuffle:
+            return torch.randperm(self.length, generator=torch.Generator().manual_seed(self.seed + self.epoch))
+        return torch.arange(self.length)
+
     def __iter__(self):
         """Yields (place, indices): where in the training this is, for the random numbers; int64 (share)."""
-        if self.shuffle:
-            order = torch.randperm(self.length, generator=torch.Generator().manual_seed(self.seed + self.epoch))
-        else:
-            order = torch.arange(self.length)
+        order = self.order()
         for number in range(self.start.get(self.epoch, 0), len(self)):
-            batch = order[number * self.batch_size : (number + 1) * self.batch_size]
+            first, end = self.bounds(number)
             place = (self.seed, "fetch", self.epoch, number, self.rank)
-            yield place, batch[self.rank :: self.world_size][: self.share(number)]
+            yield place, order[first:end][self.rank :: self.world_size][: self.share(number)]
+        self.start.pop(self.epoch, None)  # next to a longer loader an epoch of this one comes more than once
 
 
 class Fetched(Dataset):

@@ -34,5 +34,7 @@ def weights_checksum(model):
     for values in model.state_dict().values():
         if isinstance(values, DTensor):  # with FSDP a process holds a part
             values = values.full_tensor()
-        digest.update(values.cpu().numpy().tobytes())
+        if isinstance(values, torch.Tensor):  # a module may keep more than that, as extra state
+            values = values.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        digest.update(values if isinstance(values, bytes) else repr(values).encode())
     return digest.hexdigest()[:16]
