@@ -7,8 +7,14 @@ probabilities = model(images).softmax(dim=1)
 
 from pathlib import Path
 
+import lightning as L
+import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
 from src.callbacks.checkpoints import find, load_weights
+from src.callbacks.exact_resume import attributes_of
 from src.config import instantiate, read
+from src.utils.attributes import restore
 
 
 def load_run(run, which="best"):
@@ -23,8 +29,19 @@ def load_run(run, which="best"):
     run = Path(run)
     if not (run / "config.yaml").is_file():
         raise FileNotFoundError(f"{run} is not the folder of a run: there is no config.yaml in it")
-    model = instantiate(read((run / "config.yaml").read_text())).model
+    parts = instantiate(read((run / "config.yaml").read_text()))
+    model = parts.model
     if which == "best" and not (run / "checkpoints/best.ckpt").is_file():
         which = "last"
-    load_weights(model, find(run, which))
+    checkpoint = find(run, which)
+    if is_overridden("setup", model) or is_overridden("configure_model", model):  # there layers may be made
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+        trainer = L.Trainer(accelerator="cpu", devices=1, limit_predict_batches=0, **quiet)
+        trainer.predict(model, parts.data, ckpt_path=checkpoint, weights_only=True)
+        model.trainer = None
+    else:
+        load_weights(model, checkpoint)
+    resumed = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("exact_resume")
+    if resumed:
+        restore(attributes_of(resumed), model)
     return model.eval()

@@ -10,6 +10,7 @@ run.py describes a job, starts it here or on Slurm, and calls the same train() i
 import argparse
 import errno
 import fcntl
+import gc
 import logging
 import os
 import socket
@@ -28,8 +29,16 @@ export_ranks()  # before Lightning is imported: it asks for the rank at once
 # those it waits for: an epoch took 70 times as long. After a 30th of that time it sleeps; alone that is as fast.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # read when torch is imported
 
+gc.disable()  # a million objects are made now that stay: to look through them takes a fifth of the start
 import lightning as L  # noqa: E402
 import torch  # noqa: E402
+from lightning.pytorch.callbacks import (  # noqa: E402
+    ModelCheckpoint,
+    ProgressBar,
+    WeightAveraging,
+)
+from lightning.pytorch.loggers import TensorBoardLogger  # noqa: E402
+from lightning.pytorch.loggers.logger import DummyLogger  # noqa: E402
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment  # noqa: E402
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler  # noqa: E402
 from lightning.pytorch.strategies import ModelParallelStrategy  # noqa: E402
@@ -37,21 +46,32 @@ from lightning.pytorch.utilities.model_helpers import is_overridden  # noqa: E40
 from lightning.pytorch.utilities.model_summary import ModelSummary  # noqa: E402
 from lightning.pytorch.utilities.rank_zero import rank_zero_only  # noqa: E402
 
-from src.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, find, load_weights, newest  # noqa: E402
-from src.callbacks.exact_resume import ExactResume, next_logged_step  # noqa: E402
+from src.callbacks.agreement import Agreement  # noqa: E402
+from src.callbacks.checkpoints import (  # noqa: E402
+    AtomicCheckpointIO,
+    Checkpoints,
+    FinalWeights,
+    find,
+    load_weights,
+    newest,
+)
+from src.callbacks.epoch_line import EpochLine  # noqa: E402
+from src.callbacks.exact_resume import ExactResume, next_logged_step, refused  # noqa: E402
 from src.callbacks.finite_loss import FiniteLoss  # noqa: E402
 from src.callbacks.stop_when_asked import StopWhenAsked  # noqa: E402
-from src.callbacks.tensorboard import TensorBoardPages  # noqa: E402
 from src.callbacks.time_limit import TimeLimit  # noqa: E402
 from src.config import instantiate, merge, read, settings_of  # noqa: E402
-from src.datasets.images import ImageDataModule  # noqa: E402
-from src.models.classifier import Classifier  # noqa: E402
+from src.datasets.datamodule import DataModule  # noqa: E402
+from src.datasets.loaders import share_loaders  # noqa: E402
+from src.models.frozen import FrozenOrNot  # noqa: E402
 from src.models.sharding import attach_sharding  # noqa: E402
 from src.settings import indivisible, period, seconds  # noqa: E402
 from src.utils.loggers import make_logger, shown_hparams  # noqa: E402
 from src.utils.logs import setup_logging  # noqa: E402
-from src.utils.predictions import write_predictions  # noqa: E402
+from src.utils.predictions import Predictions  # noqa: E402
 from src.utils.seeds import weights_checksum  # noqa: E402
+
+gc.enable()
 
 log = logging.getLogger("train")
 log_once = rank_zero_only(log.info)  # what is the same in all processes: one of them says it
@@ -78,11 +98,35 @@ def prepare(command, argv) -> str:
     config = read(text)
     if command != "fit":
         find(config.run or "", config.ckpt)
-    parts = instantiate(config)
-    if not is_overridden("configure_optimizers", parts.model):
-        make_optimizer(parts.model, parts.optimizer)
+    processes = config.job["nodes"] * config.job["tasks_per_node"] if config.job else 1
+    parts = instantiate(config, processes)
+    check(parts, config, processes)
     parts.data.prepare_data()
     return text
+
+
+def check(parts, settings, processes):
+    """Find errors that would otherwise occur after the start.
+
+    Raises:
+        ValueError: with one sentence
+    """
+    model = parts.model
+    name = type(model).__name__
+    own = is_overridden("configure_optimizers", model)
+    if not own and any(True for _ in model.parameters()):  # else they are made in setup() or configure_model()
+        make_optimizer(model, parts.optimizer)
+    if not model.automatic_optimization:
+        for flag in ("accumulate", "gradient_clip"):
+            if settings[flag] not in (None, 1):
+                raise ValueError(f"--{flag} has no effect: {name} has automatic_optimization = False")
+    if isinstance(parts.data, DataModule) and (sentence := indivisible(settings.batch_size, processes)):
+        raise ValueError(sentence)
+    if reason := refused(parts.callbacks):
+        raise ValueError(reason)
+    for callback in parts.callbacks:
+        if isinstance(callback, WeightAveraging) and settings.strategy == "fsdp":
+            raise ValueError(f"{type(callback).__name__} does not work with --strategy fsdp")
 
 
 def train(command, config_text, run_folder, callbacks=(), test=True):
@@ -106,9 +150,17 @@ def train(command, config_text, run_folder, callbacks=(), test=True):
     L.seed_everything(settings.seed)
     torch.set_num_threads(threads(settings, config.job))
     os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # else Lightning sets another number with DDP
-    parts = instantiate(config)
+    processes = int(os.environ["WORLD_SIZE"])
+    parts = instantiate(config, processes)
+    try:
+        check(parts, config, processes)
+    except ValueError as error:
+        sys.exit(str(error))
     data, model = parts.data, parts.model
-    data.shuffle = not settings.overfit_batches
+    if isinstance(data, DataModule):
+        data.shuffle = not settings.overfit_batches
+    for source in (data, model):
+        share_loaders(source, settings.seed, shuffle=not settings.overfit_batches)
     if hasattr(model, "normalisation"):  # pretrained weights know images that were normalised in their own way
         data.mean, data.std = model.normalisation
     attach_optimizer(model, parts.optimizer, parts.lr_scheduler, config.lr_interval)
@@ -120,11 +172,11 @@ def train(command, config_text, run_folder, callbacks=(), test=True):
     if command == "fit" and not settings.fast_dev_run:
         logger = make_logger(parts.logger, run_folder, shown_hparams(config), next_logged_step(checkpoint))
     pages = []
-    # The pages are drawn by one process: with fsdp it has not the whole network.
-    images = isinstance(data, ImageDataModule) and isinstance(model, Classifier) and settings.strategy == "ddp"
-    if images and isinstance(logger, L.pytorch.loggers.TensorBoardLogger):  # the others get the numbers, no pictures
-        pages = [TensorBoardPages()]
-    trainer = make_trainer(settings, run_folder, logger, pages, [*parts.callbacks, *callbacks], config.trainer)
+    # The pages are drawn by one process: with fsdp it has not the whole network. Other loggers get no pictures.
+    if isinstance(logger, TensorBoardLogger) and settings.strategy != "fsdp" and hasattr(model, "tensorboard_pages"):
+        pages = model.tensorboard_pages(data)
+    callbacks = [*parts.callbacks, *callbacks, *([Predictions(run_folder)] if command == "predict" else [])]
+    trainer = make_trainer(settings, run_folder, logger, pages, callbacks, config.trainer, model)
     if command == "fit":
         fit(trainer, model, data, checkpoint, settings, run_folder, test)
     else:
@@ -152,10 +204,18 @@ def fit(trainer, model, data, checkpoint, settings, run_folder, test):
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
         sys.exit(f"{run_folder} could not be written to ({error.strerror}). {again}")
+    except RuntimeError as error:
+        if "find_unused_parameters" not in str(error):
+            raise
+        sys.exit("a step did not use all weights, which DDP requires: set --strategy ddp_find_unused_parameters_true")
     if trainer.strategy.checkpoint_io.failed:
         sys.exit(f"the end of the training could not be written to {run_folder}. {again}")
-    test = test and is_overridden("test_step", model)
-    [metrics] = trainer.test(model, data, verbose=False) if test else [{}]
+    metrics = {}
+    if test and is_overridden("test_step", model):
+        if has_loader("test", model, data):
+            metrics = in_one(trainer.test(model, data, verbose=False))
+        else:
+            log_once(f"there is a test_step, but no test_dataloader in {type(data).__name__}: nothing is tested")
     timer = next(callback for callback in trainer.callbacks if isinstance(callback, TimeLimit))
     seconds_per_epoch = timer.time_elapsed("train") / max(1, trainer.current_epoch)
     log_once("    ".join([*in_words(metrics), f"seconds per epoch: {seconds_per_epoch:.2f}"]))
@@ -163,36 +223,55 @@ def fit(trainer, model, data, checkpoint, settings, run_folder, test):
 
 
 def evaluate(command, trainer, model, data, checkpoint, run_folder):
-    """validate and test print the metrics; predict writes predictions.npz."""
-    step = load_weights(model, checkpoint)
-    if command == "predict":
-        outputs = trainer.predict(model, data)
-        write_predictions(trainer, data, outputs, run_folder / "predictions.npz")
-        return
-    [metrics] = getattr(trainer, command)(model, data, verbose=False)
-    log_once("    ".join([*in_words(metrics), f"(checkpoint {checkpoint.name} of step {step})"]))
+    """validate and test print the metrics; predict writes what predict_step returns."""
+    stage = {"validate": "val"}.get(command, command)
+    if not has_loader(stage, model, data):
+        sys.exit(f"{command} needs a {stage}_dataloader, and {type(data).__name__} has none")
+    step = {"val": "validation_step", "test": "test_step", "predict": "predict_step"}[stage]
+    if command != "predict" and not is_overridden(step, model):
+        sys.exit(f"{command} needs a {step}, and {type(model).__name__} has none")
+    options = {"return_predictions": False} if command == "predict" else {"verbose": False}
+    # weights_only: torch's safe loader
+    results = getattr(trainer, command)(model, data, ckpt_path=checkpoint, weights_only=True, **options)
+    if command != "predict":
+        step = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+        log_once("    ".join([*in_words(in_one(results)), f"(checkpoint {checkpoint.name} of step {step})"]))
+
+
+def has_loader(stage, model, data):
+    return any(is_overridden(f"{stage}_dataloader", source) for source in (model, data))
+
+
+def in_one(results):
+    """The metrics of all loaders: Lightning has put the number of the loader behind the names that several have."""
+    return {name: value for metrics in results for name, value in metrics.items()}
 
 
 def in_words(metrics):
     return [f"{name.replace('/', ' ')}: {value:.4f}" for name, value in metrics.items()]
 
 
-def make_trainer(settings, run_folder, logger, pages, callbacks, more):
+def make_trainer(settings, run_folder, logger, pages, callbacks, more, model):
     world_size, local_size = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
     # Lightning has torch ask NVIDIA's library for GPUs. Where there is none, every optimizer step searches for it.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
     gpu = settings.accelerator == "gpu" or (settings.accelerator == "auto" and torch.cuda.is_available())
     if gpu and torch.cuda.device_count() < local_size:
         sys.exit(f"{local_size} processes on this node need a GPU each, but torch sees {torch.cuda.device_count()}")
-    if sentence := indivisible(settings.batch_size, world_size):
-        sys.exit(sentence)
     checkpoints = Checkpoints(run_folder, settings.checkpoint_every, settings.keep, settings.monitor)
     validate_every, unit = period(settings.validate_every, "--validate_every")
+    terminal = sys.stdout.isatty() and sys.stdin.isatty()
+    callbacks = [callback for callback in callbacks if terminal or not isinstance(callback, ProgressBar)]
     # The pages come before the checkpoints: what they draw at the end is written when the last checkpoint is.
     # FiniteLoss comes before ExactResume, in which the processes meet: if one stops there, none writes a checkpoint.
-    own = [FiniteLoss(run_folder), ExactResume(settings.seed), *pages]
+    exact_resume = ExactResume(settings.seed)
+    own = [Agreement(), FiniteLoss(run_folder), exact_resume, *pages]
+    if not getattr(model, "writes_epoch_line", False):
+        own.append(EpochLine())
     if not settings.fast_dev_run:
         own += [checkpoints, StopWhenAsked(checkpoints)]
+    last = [FinalWeights(checkpoints), TimeLimit(max_time(settings))]  # these see what the others have done
+    exact_resume.ours = [*own, *last]
     limits = {"limit_train_batches": settings.limit_train_batches, "limit_val_batches": settings.limit_val_batches}
     if settings.overfit_batches:
         limits = dict.fromkeys(limits, settings.overfit_batches)
@@ -205,7 +284,7 @@ def make_trainer(settings, run_folder, logger, pages, callbacks, more):
         accelerator="gpu" if gpu else "cpu",
         devices=local_size,
         num_nodes=world_size // local_size,
-        strategy=make_strategy(settings, world_size),
+        strategy=make_strategy(settings, world_size, model),
         plugins=[TorchElasticEnvironment() if world_size > 1 else LightningEnvironment(), AtomicCheckpointIO()],
         precision=settings.precision,
         sync_batchnorm=settings.sync_batchnorm,
@@ -218,26 +297,29 @@ def make_trainer(settings, run_folder, logger, pages, callbacks, more):
         check_val_every_n_epoch=None if unit == "steps" else validate_every,
         fast_dev_run=settings.fast_dev_run,
         **limits,
-        logger=logger or False,
-        # The last counts what the others take.
-        callbacks=[*own, *callbacks, TimeLimit(max_time(settings))],
+        default_root_dir=run_folder,
+        logger=logger or DummyLogger(),
+        callbacks=[*own, *callbacks, *last],
         profiler=profiler,
-        enable_checkpointing=False,  # src/callbacks/checkpoints.py does it
+        # src/callbacks/checkpoints.py does it
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
         enable_model_summary=False,  # it is in the log already
         # In a log file a progress bar is a thousand lines. mpirun makes every process believe that it has a terminal,
         # but only for what it writes.
-        enable_progress_bar=sys.stdout.isatty() and sys.stdin.isatty(),
+        enable_progress_bar=terminal,
         **more,
     )
 
 
-def make_strategy(settings, world_size):
+def make_strategy(settings, world_size, model):
     if world_size == 1:
         return "auto"
     if settings.strategy == "fsdp":
         # One file, as DDP writes it: any number of processes can read it, with either strategy.
         return ModelParallelStrategy(world_size, tensor_parallel_size=1, save_distributed_checkpoint=False)
-    return "ddp"
+    # With several optimizers each uses a part of the network.
+    unused = settings.strategy == "ddp_find_unused_parameters_true" or not model.automatic_optimization
+    return FrozenOrNot(find_unused_parameters=unused)
 
 
 def max_time(settings):
@@ -277,7 +359,7 @@ def attach_optimizer(model, optimizer, scheduler, interval):
 
 
 def init_weights(model, source):
-    """Begin with the weights of another run, or of a checkpoint file."""
+    """Begin with the weights of a run, of a checkpoint, or of a file that torch.save(model.state_dict()) wrote."""
     path = Path(source)
     try:
         path = find(path) if path.is_dir() else find("", path)
@@ -322,12 +404,13 @@ def main():
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("--run_folder", help="where this run is written, and gone on with if it was stopped")
     parser.add_argument("--prepare", action="store_true", help="only check and prepare; print the configuration")
+    parser.add_argument("--print_config", action="store_true", help="only print the configuration")
     args, argv = parser.parse_known_args()
     try:
         text = prepare(args.command, argv) if args.prepare else merge(argv)
     except (ValueError, FileNotFoundError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
-    if args.prepare:
+    if args.prepare or args.print_config:
         print(text, end="")
         return
     if args.run_folder is None:

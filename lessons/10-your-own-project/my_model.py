@@ -1,14 +1,9 @@
 """A network that says by which angle an image was turned."""
 
-import logging
-
 import lightning as L
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 from torch.nn import functional as F
 from torchmetrics import MeanAbsoluteError, MeanMetric
-
-log_once = rank_zero_only(logging.getLogger(__name__).info)  # one of the processes says it
 
 
 class AngleFinder(L.LightningModule):
@@ -65,10 +60,5 @@ class AngleFinder(L.LightningModule):
     def on_test_epoch_end(self):
         self.log("test/error", self.test_error)
 
-    def on_train_epoch_end(self):  # runs after the epoch's validation
+    def on_train_epoch_end(self):
         self.log("train/loss", self.train_loss)
-        metrics = self.trainer.callback_metrics
-        log_once(
-            f"epoch: {self.current_epoch + 1:02d}/{self.trainer.max_epochs:02d}"
-            f"    training loss: {metrics['train/loss']:.4f}    validation error: {metrics['val/error']:.1f} degrees"
-        )

@@ -11,11 +11,20 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch.nn.parallel import DistributedDataParallel
 
+from src.callbacks.agreement import send_buffers
 from src.settings import period, smaller_is_better
+from src.utils.plain import plain, unreadable
+from src.utils.processes import gather, largest
+from src.utils.seeds import weights_checksum
 
 log = logging.getLogger(__name__)
+log_once = rank_zero_only(log.info)
+
+MONITORS = ["val/accuracy", "val_accuracy", "val_acc", "val/loss", "val_loss"]  # where --monitor names none
 
 # A checkpoint is a zip archive. Its last 22 bytes begin so, and end with the length of a comment (2) that follows.
 SIGNATURE, END = b"PK\5\6", 22
@@ -46,6 +55,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint, path, storage_options=None):
         path = Path(path)
+        make_readable(checkpoint)
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,6 +79,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 partial.unlink()
 
 
+def make_readable(checkpoint):
+    """Replace the values from save_hyperparameters() with plain values.
+
+    Raises:
+        SystemExit: something else in the checkpoint cannot be read again
+    """
+    for key in ("hyper_parameters", "datamodule_hyper_parameters"):
+        if key in checkpoint:
+            checkpoint[key] = plain(checkpoint[key])
+    if reason := unreadable(checkpoint, "checkpoint"):
+        raise SystemExit(
+            f"{reason}, which torch.load(weights_only=True) refuses: save tensors, numbers, strings, lists, dicts"
+        )
+
+
 class Checkpoints(L.Callback):
     """Writes checkpoints/step=<steps>.ckpt in the run's folder every so often and at the end, and best.ckpt.
 
@@ -80,9 +105,13 @@ class Checkpoints(L.Callback):
         self.every, self.unit = period(every, "--checkpoint_every")
         self.keep = keep
         self.monitor = monitor
-        self.sign = -1 if smaller_is_better(monitor) else 1
         self.best = None
         self.saved_step = None
+        self.seen_step = 0
+
+    def setup(self, trainer, module, stage):
+        for callback in trainer.checkpoint_callbacks:  # the user's, which are for other purposes
+            callback.dirpath = callback.dirpath or str(self.folder.with_name("model_checkpoints"))
 
     def state_dict(self):
         return {"best": self.best}
@@ -91,27 +120,47 @@ class Checkpoints(L.Callback):
         self.best = state["best"]
 
     def on_train_start(self, trainer, module):
-        self.saved_step = trainer.global_step  # it came from a checkpoint, or there is nothing to save yet
+        # It came from a checkpoint, or there is nothing to save yet.
+        self.seen_step = self.saved_step = trainer.global_step
         if trainer.is_global_zero:
             for path in self.folder.glob(".*.partial"):  # of a process that was killed while it wrote
                 path.unlink(missing_ok=True)
+        if not isinstance(trainer.strategy, ModelParallelStrategy):  # it would collect all weights
+            make_readable(trainer._checkpoint_connector.dump_checkpoint(weights_only=False))  # now, not after a kill
+
+    # When these two hooks run, the last step is complete, including its validation and the end of its epoch.
+
+    def on_train_epoch_start(self, trainer, module):  # the first of all: what the others do here is still to be done
+        self.save_if_due(trainer, new_epoch=True)
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        # Here everything about the last step is done, also the validation after it and the end of its epoch.
+        if batch_idx and batch_idx % trainer.accumulate_grad_batches == 0:
+            self.save_if_due(trainer, new_epoch=False)
+
+    def save_if_due(self, trainer, new_epoch):
         step = trainer.global_step
-        if step == self.saved_step or batch_idx % trainer.accumulate_grad_batches:
+        if step == self.saved_step:
             return
         epochs_done = trainer.fit_loop.epoch_progress.current.processed
-        if (self.unit == "steps" and step % self.every == 0) or (
-            self.unit == "epochs" and batch_idx == 0 and epochs_done % self.every == 0
-        ):
+        # With several optimizers a batch is several steps.
+        passed = step // self.every > self.seen_step // self.every
+        self.seen_step = step
+        if (self.unit == "steps" and passed) or (self.unit == "epochs" and new_epoch and epochs_done % self.every == 0):
             self.save(trainer)
 
     def on_validation_end(self, trainer, module):
-        if self.keep != "best" or trainer.sanity_checking or trainer.state.fn != "fit":
+        if self.keep != "best" or trainer.state.fn != "fit":
             return
-        score = self.sign * monitored(trainer, self.monitor)
-        if self.best is None or score > self.best:
+        if trainer.sanity_checking:
+            self.check_monitor(trainer)
+            return
+        name = monitored(trainer, self.monitor)
+        if name is None:
+            return
+        score = trainer.callback_metrics[name].item() * (-1 if smaller_is_better(name) else 1)
+        better = self.best is None or score > self.best
+        [better] = largest(int(better and trainer.is_global_zero))  # the first process decides
+        if better:
             self.best = score
             trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=False)
 
@@ -123,6 +172,14 @@ class Checkpoints(L.Callback):
     def on_train_end(self, trainer, module):
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self.save(trainer)
+
+    def check_monitor(self, trainer):
+        """Before the training, from what the first batches of the validation have logged, if anything."""
+        if trainer.callback_metrics and monitored(trainer, self.monitor) is None:
+            log_once(
+                "no best.ckpt is saved, only the last checkpoints: no metric decides which is the best; "
+                f"set --monitor to one of {names_of(trainer)}"
+            )
 
     def save(self, trainer):
         """All processes call this together."""
@@ -140,12 +197,50 @@ class Checkpoints(L.Callback):
             path.unlink(missing_ok=True)
 
 
+class FinalWeights(L.Callback):
+    """Comes last: the training has ended for the other callbacks, and some of them may have changed the weights."""
+
+    def __init__(self, checkpoints):
+        self.checkpoints = checkpoints  # the callback that saves
+
+    def on_train_end(self, trainer, module):
+        model = trainer.strategy.model
+        if isinstance(trainer.strategy, ModelParallelStrategy):  # each process has a part
+            return
+        if isinstance(model, DistributedDataParallel):
+            send_buffers(model)
+            checksums = gather(weights_checksum(module))
+            if len(set(checksums)) > 1:
+                raise SystemExit(f"the processes have ended with different weights: {', '.join(checksums)}")
+        if self.checkpoints in trainer.callbacks:
+            path = newest(self.checkpoints.folder.parent)
+            [changed] = largest(int(trainer.is_global_zero and path is not None and differs(module, path)))
+            if changed:
+                self.checkpoints.save(trainer)
+
+
+def differs(module, path):
+    """Whether the weights differ from those in the checkpoint."""
+    saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    now = module.state_dict()
+    return any(name not in saved or not torch.equal(value.cpu(), saved[name]) for name, value in now.items())
+
+
 def monitored(trainer, name):
-    """What the last validation reports under this name."""
+    """The name of the metric that decides which checkpoint is the best.
+
+    Args:
+        name: what was asked for; None: the first of MONITORS that the validation reports, or none
+    """
+    if name is None:
+        return next((name for name in MONITORS if name in trainer.callback_metrics), None)
     if name not in trainer.callback_metrics:
-        names = ", ".join(sorted(trainer.callback_metrics))
-        raise SystemExit(f"--monitor {name} is not among what the validation reports: {names}")
-    return trainer.callback_metrics[name].item()
+        raise SystemExit(f"--monitor {name} is not among what the validation reports: {names_of(trainer)}")
+    return name
+
+
+def names_of(trainer):
+    return ", ".join(sorted(trainer.callback_metrics))
 
 
 @rank_zero_only
@@ -196,10 +291,11 @@ def newest(run_folder):
 
 
 def load_weights(model, path):
-    """Give the model the weights of a checkpoint; returns the step at which it was written."""
+    """Give the model the weights of a checkpoint, or of a file that holds a state_dict alone."""
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    model.load_state_dict(checkpoint["state_dict"])
-    return checkpoint["global_step"]
+    if "state_dict" in checkpoint:
+        model.on_load_checkpoint(checkpoint)
+    model.load_state_dict(checkpoint.get("state_dict", checkpoint), strict=model.strict_loading)
 
 
 def find(run, which="last"):

@@ -1,8 +1,8 @@
 """Stop a training that is asked to stop, with nothing lost.
 
-A signal only leaves a note. Between two steps, and once in a validation, the processes compare their notes; if one has
-any, all of them save at the same place. Nothing is saved inside of a signal handler: there, one process would wait for
-others that are in the middle of a step and wait for its gradients.
+A signal only leaves a note. Between two steps, and between two batches of a validation, the processes compare their
+notes; if one has any, all of them save at the same place. Nothing is saved inside a signal handler: there, one process
+would wait for others that are in the middle of a step and wait for its gradients.
 
     USR2                what submitit has Slurm send before the time limit: save, requeue the job, end
     USR1                what our scripts for PBS and SGE have mpirun hand on: save, end; the script requeues the job
@@ -19,6 +19,7 @@ import sys
 import time
 
 import lightning as L
+import torch
 
 from src.launch.records import name_of
 from src.utils.processes import largest
@@ -38,8 +39,10 @@ class StopWhenAsked(L.Callback):
         self.requeue = signal.getsignal(signal.SIGUSR2)  # submitit's, if it has started this process
         self.before = {}
         self.next_look = 0  # the step
-        self.looked = None  # when, and at which step
-        self.looked_in_validation = False
+        self.looked = None  # when, and at which step (or batch of a validation)
+        self.next_in_validation = {}  # loader: the batch
+        self.common = {}  # loader: how many batches every process has
+        self.weights = None  # their norms when the validation began
         self.listen()
 
     def listen(self):
@@ -65,31 +68,73 @@ class StopWhenAsked(L.Callback):
         self.looked = time.monotonic(), trainer.global_step
         self.next_look = trainer.global_step
 
+    def on_train_epoch_start(self, trainer, module):
+        if trainer.global_step >= self.next_look:
+            self.look(trainer)
+
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if batch_idx % trainer.accumulate_grad_batches == 0 and trainer.global_step >= self.next_look:
+        between_steps = batch_idx and batch_idx % trainer.accumulate_grad_batches == 0
+        if between_steps and trainer.global_step >= self.next_look:
             self.look(trainer)
 
     def on_validation_start(self, trainer, module):
-        self.looked_in_validation = trainer.sanity_checking
+        self.common = self.next_in_validation = {}
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        # Some process may have a batch less. An unsized loader has any number of them.
+        counts = [0 if count == float("inf") else int(count) for count in trainer.num_val_batches]
+        self.common = {loader: -count for loader, count in enumerate(largest(*(-count for count in counts)))}
+        self.next_in_validation = dict.fromkeys(self.common, 0)
+        self.looked = time.monotonic(), 0
+        self.weights = norms(module)
 
     def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
-        if self.note and not self.looked_in_validation and trainer.state.fn == "fit":
-            self.looked_in_validation = True  # once: the others look once, too
-            self.look(trainer)
+        if self.next_in_validation.get(dataloader_idx, batch_idx + 1) <= batch_idx < self.common[dataloader_idx]:
+            note, batches = self.compare(trainer, batch_idx)
+            self.next_in_validation[dataloader_idx] = batch_idx + batches
+            self.heed_in_validation(trainer, module, note)
 
     def on_validation_epoch_end(self, trainer, module):
-        if not self.looked_in_validation and trainer.state.fn == "fit":
-            self.looked_in_validation = True
-            self.look(trainer)
+        if self.common:
+            self.heed_in_validation(trainer, module, self.compare(trainer, 0)[0])
+
+    def on_validation_end(self, trainer, module):
+        if self.common:
+            self.looked = time.monotonic(), trainer.global_step
+
+    def heed_in_validation(self, trainer, module, note):
+        if not note:
+            return
+        if norms(module) == self.weights:
+            self.heed(trainer, note)
+            return
+        # A callback validates other weights, such as averages: those of the training come back after the validation.
+        self.common = self.next_in_validation = {}
+        self.next_look = trainer.global_step
+        self.looked = time.monotonic(), trainer.global_step
+        if trainer.is_global_zero:
+            log.warning("a signal: the run is saved after this validation, because a callback has replaced the weights")
 
     def look(self, trainer):
         """Compare notes, and do what they say. All processes call this together."""
-        seconds, step = self.looked
-        pace = (trainer.global_step - step) / max(time.monotonic() - seconds, 1e-6)  # steps a second
-        self.looked = time.monotonic(), trainer.global_step
+        note, steps = self.compare(trainer, trainer.global_step)
+        self.next_look = trainer.global_step + steps
+        self.heed(trainer, note)
+
+    def compare(self, trainer, count):
+        """What any process was asked for, and how many steps or batches may pass until the next look.
+
+        Args:
+            count: of steps or batches until now
+        """
+        seconds, before = self.looked
+        pace = (count - before) / max(time.monotonic() - seconds, 1e-6)  # per second
+        self.looked = time.monotonic(), count
         note, steps = largest(self.note, int(pace * SECONDS))
-        if trainer.world_size > 1:  # one process has nobody to ask: it looks in every step
-            self.next_look = trainer.global_step + max(1, steps)
+        # One process has nobody to ask: it looks in every step.
+        return note, max(1, steps) if trainer.world_size > 1 else 1
+
+    def heed(self, trainer, note):
         if not note:
             return
         self.note = 0
@@ -123,6 +168,12 @@ class StopWhenAsked(L.Callback):
 
     def on_exception(self, trainer, module, exception):
         self.on_train_end(trainer, module)
+
+
+def norms(module):
+    """Of all weights: whether these have been replaced."""
+    parameters = [parameter.detach() for parameter in module.parameters()]
+    return [norm.item() for norm in torch._foreach_norm(parameters)] if parameters else []
 
 
 def leave(code):

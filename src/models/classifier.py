@@ -19,6 +19,8 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
+from src.callbacks.tensorboard import TensorBoardPages
+from src.datasets.images import ImageDataModule
 from src.models.networks import add_dropout, make_network, normalisation
 from src.utils.mean import Mean
 
@@ -42,6 +44,8 @@ def evaluation_metrics(stage, num_classes):
 
 class Classifier(L.LightningModule):
     """The network with all that training it needs: the loss, the optimizer, and what to do with a batch."""
+
+    writes_epoch_line = True
 
     def __init__(
         self,
@@ -136,6 +140,10 @@ class Classifier(L.LightningModule):
         """Probabilities (N, num_classes)."""
         images, _ = batch
         return self(images).softmax(dim=1)
+
+    def tensorboard_pages(self, data):
+        """What TensorBoard shows besides curves, as callbacks."""
+        return [TensorBoardPages()] if isinstance(data, ImageDataModule) else []
 
     def on_validation_epoch_start(self):
         # What is not a number cannot be logged, so nobody but us resets it.

@@ -24,6 +24,8 @@ class MultiOutput(L.LightningModule):
     a weight changes. The weighted sum is train/loss and val/loss.
     """
 
+    writes_epoch_line = True
+
     def __init__(
         self,
         network: nn.Module,

@@ -177,16 +177,16 @@ def trained(
             "Checkpoints": lambda: checkpoints,
             "StopWhenAsked": lambda: StopWhenAsked(checkpoints),
         }
+        module, data = model(shape, 10, network, **where.network), where.images(shape, batch_size, steps)
         if everything:
             logger = make_logger("tensorboard", Path(folder), {}, 0)
             settings = Settings(
                 batch_size=batch_size, max_epochs=1, accelerator=where.accelerator, precision=where.precision
             )
-            trainer = last_stage.make_trainer(settings, Path(folder), logger, [], [], {})
+            trainer = last_stage.make_trainer(settings, Path(folder), logger, [], [], {}, module)
             trainer.callbacks = [part for part in trainer.callbacks if not isinstance(part, ProgressBar)]
         else:
             trainer = quiet_trainer([made[callback]()] if callback else [], where)
-        module, data = model(shape, 10, network, **where.network), where.images(shape, batch_size, steps)
         last_stage.attach_optimizer(module, adam, None, "epoch")
         trainer.fit(module, data)
         return data.clocked.microseconds()

@@ -119,7 +119,7 @@ def watch(accelerator):
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(batch_size=16, max_epochs=1, accelerator=accelerator)
         logger = make_logger("tensorboard", Path(folder), {}, 0)
-        train.make_trainer(settings, Path(folder), logger, [], [Watch()], {}).fit(model, data)
+        train.make_trainer(settings, Path(folder), logger, [], [Watch()], {}, model).fit(model, data)
     return found
 
 
