@@ -19,8 +19,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Files that take long are the first, so that no process of pytest has one left when the other has nothing more to do.
 # Lesson 1 is the very first, because others wait for what it prints.
 FIRST = """
-    test_01 test_14 test_resume test_gpu_run test_08 test_09 test_launch test_05 test_06 test_11 test_12 test_07
-    test_outputs test_doctor test_04 test_train test_exercises test_10
+    test_01 test_14 test_resume test_projects test_gpu_run test_08 test_09 test_launch test_05 test_06 test_11 test_12
+    test_07 test_outputs test_doctor test_04 test_train test_exercises test_10
 """.split()  # noqa: SIM905
 
 

@@ -191,5 +191,7 @@ class Root(Lesson):
         shutil.copytree(REPOSITORY / "lessons" / name, self.folder / "lessons" / name, ignore=ignored)
         for file in ("run.py", "requirements.txt", ".gitignore"):
             shutil.copy(REPOSITORY / file, self.folder)
+        (self.folder / "tests").mkdir()
+        shutil.copy(REPOSITORY / "tests/test_my_project.py", self.folder / "tests")
         (self.folder / "data").symlink_to(REPOSITORY / "data")
         self.commands = readme_commands(self.folder / "lessons" / name)

@@ -225,7 +225,7 @@ def test_an_image_is_augmented_alike_whoever_trains_on_it(lesson):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_two_local_jobs_at_once_mixed_precision_sync_batchnorm_and_crops(lesson):
     crops = f"--dataset colour-mnist --arch cnn --lr 0.003 {SHORT} --batch_size 1000 --logger csv"
     first, second = [

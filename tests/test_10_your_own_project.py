@@ -12,10 +12,13 @@ import torch
 from lesson import Lesson, Root, assert_one_sentence
 
 NAME = "10-your-own-project"
+OWN_TEST = "python -m pytest tests/test_my_project.py"
 CHECK = "python lessons/check.py 10"  # typed in test_exercises.py
 COPY = [
     "mkdir ../my-project",
     "cp -r run.py src requirements.txt .gitignore ../my-project",
+    "mkdir ../my-project/tests",
+    "cp tests/test_my_project.py ../my-project/tests",
     'ln -s "$PWD/data" ../my-project/data',
     f"cp lessons/{NAME}/my_data.py ../my-project/src/datasets",
     f"cp lessons/{NAME}/my_model.py ../my-project/src/models",
@@ -34,9 +37,7 @@ PREDICT = "python run.py predict RUN --ckpt best"
 LOAD = """python -c "from src.load import load_run; print(load_run('logs/RUN'))\""""
 
 WEIGHTS = re.compile(r"the weights are (\w{16})$", re.MULTILINE)
-EPOCH = re.compile(
-    r"epoch: (\d\d)/\d\d    training loss: (\d\.\d{4})    validation error: (\d+\.\d) degrees$", re.MULTILINE
-)
+EPOCH = re.compile(r"epoch: (\d\d)/\d\d    train loss: (\d\.\d{4})    val error: (\d+\.\d{4})$", re.MULTILINE)
 
 
 class Project(Lesson):
@@ -67,17 +68,37 @@ def trained(project):
 
 
 def test_every_command_of_the_readme_is_tested_here(project):
-    assert project.commands == [*COPY, TRAIN, LIST, RESUME, SLURM, LOCAL, OTHER, WRONG, TEST, PREDICT, LOAD, CHECK]
+    assert project.commands == [
+        *COPY,
+        TRAIN,
+        LIST,
+        RESUME,
+        SLURM,
+        LOCAL,
+        OTHER,
+        WRONG,
+        TEST,
+        PREDICT,
+        LOAD,
+        OWN_TEST,
+        CHECK,
+    ]
 
 
 def test_it_learns(project, trained):
     output, run = trained
     lines = EPOCH.findall(output)
-    assert [epoch for epoch, _, _ in lines] == ["01", "02", "03", "04", "05"]
+    assert [epoch for epoch, _, _ in lines] == ["01", "02", "03", "04", "05"], output
     errors = [float(error) for _, _, error in lines]
     assert errors[-1] < 10  # degrees; who always says 0 is wrong by 22.5
     assert re.search(r"test error: \d", output)
     assert run in project.run(LIST).stdout
+
+
+@pytest.mark.slow
+def test_its_own_test_passes(project):
+    done = project.run(OWN_TEST)
+    assert done.returncode == 0 and "2 passed" in done.stdout, done.stdout
 
 
 @pytest.mark.slow

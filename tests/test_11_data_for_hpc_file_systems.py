@@ -144,7 +144,7 @@ def test_the_benchmark(measured):
     assert rates["cached in memory"] < rates["file, decoded"]
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_folder_of_4_000_files_against_one_file(lesson):
     """As root with empty memory: it slows down what else runs on the machine."""
     done = lesson.run("python benchmark.py", "--work work/all --images 4000")

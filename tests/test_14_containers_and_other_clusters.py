@@ -114,7 +114,7 @@ def log_of(run, rank=0):
     return text(run / f"{run.name}_{rank}_log.out")
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_job_in_a_container_is_requeued_from_outside(root, cluster, alone):
     """Inside there is no scontrol, and nothing of the disk but what is bound. Four processes on two nodes."""
     run = submit(root, cluster, SITE, f"{SHORT} {SLOWLY} 0.3")

@@ -268,7 +268,7 @@ def test_a_job_of_four_processes(cluster, tmp_path):
     assert "CPUs" in found and found["requeue"] == [("ok", "all", "scontrol is found")]
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_names_that_lead_to_the_node_itself(cluster, tmp_path):
     with hosts_that_lead_to_themselves(cluster, tmp_path):
         done = cluster.run(f"{README_COMMAND} --log_path {tmp_path}", REPOSITORY, timeout=400)

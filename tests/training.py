@@ -166,7 +166,10 @@ def forked(arguments, output, rank, processes, port, path):
     sys.argv = ["src/train.py", *arguments]
     main()
     # A thread of gloo's that is left may abort Python while it shuts down. What fsdp leaves, torch keeps.
-    threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    threads = []
+    for path in Path("/proc/self/task").glob("*/comm"):
+        with contextlib.suppress(OSError):  # it has just ended
+            threads.append(path.read_text().strip())
     assert not any("gloo" in name for name in threads) or "fsdp" in arguments, threads
 
 
