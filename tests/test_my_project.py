@@ -22,9 +22,11 @@ SHORT = (
     "--accelerator cpu --threads 1 --checkpoint_every 3 --max_epochs 2 --limit_train_batches 12 --limit_val_batches 4"
 )
 # Flags for one process and for two. Both must give the same global batch. If your data module makes its own loaders,
-# the batch size is per process: set "--data.batch_size 32" and "--data.batch_size 16", for example. If the network
-# contains dropout or BatchNorm, the numbers differ: switch them off here.
+# the batch size is per process: set "--data.batch_size 32" and "--data.batch_size 16", for example.
 ONE, TWO = "", ""
+# How far the numbers of two processes may differ. BatchNorm and dropout see half of a batch in each process. If the
+# network contains neither, set 1e-3.
+TOLERANCE = 0.1
 
 
 def start(folder, flags, processes=1):
@@ -81,4 +83,4 @@ def test_two_processes_learn_what_one_does(alone, tmp_path):
     folder = tmp_path / "run"
     text = ends_well(folder, start(folder, TWO, processes=2))
     assert weights(text)
-    assert numbers(text) == pytest.approx(numbers(alone), rel=0.02)
+    assert numbers(text) == pytest.approx(numbers(alone), rel=TOLERANCE)
