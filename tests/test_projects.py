@@ -336,7 +336,7 @@ def test_a_loaders_state_is_of_so_many_processes(start, tmp_path):
     ],
 )
 def test_two_processes_agree(start, tmp_path, flags):
-    """On the learning rate, on when to stop, on which checkpoint is the best; nobody waits for ever."""
+    """The ranks agree on the learning rate, on the best checkpoint and on when to stop. No rank waits forever."""
     stopping = flag_for("EarlyStopping")
     run = start(tmp_path / "run", "small", f"{flags} {stopping}", processes=2).ends_well()
     assert len(checksums(run)) == 1 and (tmp_path / "run/checkpoints/best.ckpt").exists()

@@ -250,7 +250,7 @@ def gradients(module):
 def averages(trainer):
     """What self.log(..., on_epoch=True) has added up so far in this epoch: {key: what restore_averages() needs}.
 
-    Of a torchmetrics object this is only that it was logged: what it has counted is among counts().
+    For a torchmetrics object, this records only that it was logged. counts() saves its state.
     """
     found = {}
     for key, metric in trainer.fit_loop.epoch_loop._results.items():
@@ -294,7 +294,7 @@ def settle_buckets(model):
     decides about rounding. The first step after a restart would be rounded otherwise than the same step without one.
     So here comes a first step with a gradient of zero.
     """
-    if not isinstance(model, DistributedDataParallel) or model.find_unused_parameters:  # then it never packs anew
+    if not isinstance(model, DistributedDataParallel) or model.find_unused_parameters:  # DDP keeps its buckets then
         return
     model.reducer.prepare_for_backward([])
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -83,7 +83,7 @@ class SampledBatches(Batches):
 class FetchedSamples(Fetched):
     """A data set whose items are whole batches, fetched as a DataLoader does it: sample by sample, then collated.
 
-    What is drawn at random for a sample depends on its place in the epoch, not on which process or worker fetches it.
+    The random numbers of a sample depend on its position in the epoch, not on the process or worker that fetches it.
     """
 
     def __init__(self, dataset, collate, batched, world_size):

@@ -71,7 +71,7 @@ def join(folder, loaders, classes):
     Args:
         folder: that of the files
         loaders: how many there are
-        classes: names, if the data know any
+        classes: the names of the classes; None if the data module has none
     """
     for loader in range(loaders):
         files = sorted(folder.glob(f"loader={loader}_*.pt"))
@@ -105,7 +105,7 @@ def arrays_of(files):
         places.append(samples)
     places = torch.cat(places)
     length = int(places.max()) + 1
-    if len(places.unique()) != length:  # some samples have no prediction: the files say which have one
+    if len(places.unique()) != length:  # Some samples have no prediction. The files name those that have one.
         return None
     return {name: ((length, *shape), dtype) for name, (shape, dtype) in found.items()}
 
