@@ -80,7 +80,8 @@ def digest(lesson, blocks):
     if int(lesson.name[:2]) >= 9:
         folders += [ROOT / "src", ROOT / "run.py"]
     files = {path for folder in folders for path in [folder, *folder.rglob("*")] if path.suffix in CODE}
-    parts = [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
+    # Without +cpu, which says where a package comes from and not which version it is.
+    parts = [f"{name} {importlib.metadata.version(name).split('+')[0]}" for name in PACKAGES]
     parts += [block["mark"] + block["shown"] for block in blocks]
     for path in sorted(files):
         if not {"logs", "work", "lightning_logs"} & set(path.relative_to(ROOT).parts):

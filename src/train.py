@@ -98,7 +98,8 @@ def prepare(command, argv) -> str:
     config = read(text)
     if command != "fit":
         find(config.run or "", config.ckpt)
-    processes = config.job["nodes"] * config.job["tasks_per_node"] if config.job else 1
+    job = config.job or {}  # a preset, given to this program, names few of the job's values
+    processes = job.get("nodes", 1) * job.get("tasks_per_node", 1)
     parts = instantiate(config, processes)
     check(parts, config, processes)
     parts.data.prepare_data()
@@ -331,7 +332,7 @@ def threads(settings, job):
     if settings.threads:
         return settings.threads
     here = len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_WORLD_SIZE"])
-    cpus = job["cpus_per_task"] if job else here
+    cpus = (job or {}).get("cpus_per_task", here)
     return max(1, cpus - settings.num_workers)
 
 

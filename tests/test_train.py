@@ -62,6 +62,15 @@ def test_presets(stack):
         assert parts.lr_scheduler(optimizer).T_max == 30
 
 
+@pytest.mark.parametrize("job", ["{mem: 4G}", "{nodes: 2}", "{cpus_per_task: 1}", "{}"])
+def test_a_file_may_name_part_of_the_job(job, tmp_path):
+    """As the presets do: run.py adds the rest, but SageMaker and torchrun start this program without run.py."""
+    (tmp_path / "part.yaml").write_text(f"job: {job}")
+    flags = f"--config laptop --config {tmp_path}/part.yaml --limit_train_batches 2 --max_epochs 1"
+    Training(tmp_path / "run", f"{flags} --prepare").ends_well()
+    Training(tmp_path / "run", flags).ends_well()
+
+
 def test_the_last_file_wins_and_flags_win(tmp_path):
     for name, text in {
         "a": "batch_size: 100\nmax_epochs: 7\nseed: 5",
