@@ -33,7 +33,7 @@ from lightning.pytorch.loggers import Logger
 import src.datasets
 import src.models
 from src.datasets.datamodule import DataModule
-from src.launch.files import PRESETS, Loader
+from src.launch.files import PRESETS, SETTINGS_KEYS, Loader, class_in, names_in
 from src.settings import Settings
 
 set_loader("yaml", lambda text: yaml.load(text, Loader))  # a SafeLoader, the one with which run.py reads
@@ -188,12 +188,13 @@ def merge(argv) -> str:
     named = {key: names_in(arguments, contents, key) for key in DEFAULTS}
     data = find_class(named["data"][-1], L.LightningDataModule)
     # What the class of the data needs, has no default for, and was not given: it receives the setting below.
+    typed_for_data = {name for name in FOR_DATA if typed & {f"--data.{name}", f"--data.init_args.{name}"}}
     missing = [
         f"--data.{name}={getattr(Settings, name)}"
         for name in FOR_DATA
         if data
         and needed(data, name)
-        and not typed & {f"--data.{name}", f"--data.init_args.{name}"}
+        and name not in typed_for_data
         and not any(name in arguments_in(content.get("data")) for content in contents)
     ]
     try:
@@ -215,7 +216,7 @@ def merge(argv) -> str:
                 init_args[name] = inner[name]
             elif name in content:
                 init_args[name] = content[name]
-        if typed & {f"--data.{name}", f"--data.init_args.{name}"}:
+        if name in typed_for_data:
             init_args[name] = given_to_data[name]
         elif f"--{name}" in typed:
             value = config[name]
@@ -240,9 +241,8 @@ def why_unknown(names):
     for name in names:
         if broken := [file for file in BROKEN if file == name.rpartition(".")[0]]:
             return f"{name} cannot be used, because {broken[0]} cannot be imported: {BROKEN[broken[0]]}"
-        package, _, cls = name.rpartition(".")
         try:
-            bases = getattr(importlib.import_module(package), cls).__mro__ if package else []
+            bases = imported(name).__mro__ if name.rpartition(".")[0] else []
         except (ImportError, AttributeError) as error:
             bases = []
             if getattr(error, "name", None) == "pytorch_lightning":
@@ -255,25 +255,10 @@ def why_unknown(names):
     return None
 
 
-def class_in(section):
-    """The class that a section of a config file names, if any."""
-    return section if isinstance(section, str) else isinstance(section, dict) and section.get("class_path")
-
-
 def arguments_in(section):
     """The init_args in a section of a config file."""
     inner = section.get("init_args") if isinstance(section, dict) else None
     return inner if isinstance(inner, dict) else {}
-
-
-def names_in(arguments, contents, key):
-    """The classes that config files and flags name under this key, the one that counts last."""
-    names = [class_in(content.get(key)) for content in contents]
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        flag, equals, value = word.partition("=")
-        if flag in (f"--{key}", f"--{key}.class_path"):
-            names.append(value if equals else following)
-    return [name for name in names if name]
 
 
 def find_class(name, base):
@@ -292,7 +277,12 @@ def find_class(name, base):
 
 def class_of(config, key):
     """The class that the configuration names under this key."""
-    package, _, name = config[key].class_path.rpartition(".")
+    return imported(config[key].class_path)
+
+
+def imported(path):
+    """The class of this path, such as torch.optim.SGD."""
+    package, _, name = path.rpartition(".")
     return getattr(importlib.import_module(package), name)
 
 
@@ -311,7 +301,7 @@ def check_trainer(more):
     """Refuse Trainer arguments that have their own flag here: their value would be ignored."""
     for name in more:
         flag = TRAINER_FLAGS.get(name, name)
-        if flag in [field.name for field in fields(Settings)] + ["nodes", "gpus_per_node", "logger", "callbacks"]:
+        if flag in SETTINGS_KEYS + ["nodes", "gpus_per_node", "logger", "callbacks"]:
             raise ValueError(f"--trainer.{name} is not accepted: use --{flag}")
         if name in TRAINER_OURS:
             raise ValueError(f"--trainer.{name} cannot be set: src/train.py sets it")
@@ -420,8 +410,8 @@ def one_sentence(error):
     callable_class = r"Option '(?P<option>\S+)' is not accepted\. Got value: Namespace\(class_path='(?P<path>[^']+)'"
     if unknown := unknown or re.search(callable_class, reason):
         path, option = unknown["path"], unknown["option"]
-        package, name = path.rsplit(".", 1)
-        options = list(inspect.signature(getattr(importlib.import_module(package), name)).parameters)
+        name = path.rpartition(".")[2]
+        options = list(inspect.signature(imported(path)).parameters)
         near = difflib.get_close_matches(option, options) or options
         return f"--{key}.{option}: {name} has no {option}, but {', '.join(near)}"
     unknown = re.search(r"Expected a dot import path string: (\S+)", reason)

@@ -9,6 +9,8 @@ from typing import Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
+MONITORS = ["val/accuracy", "val_accuracy", "val_acc", "val/loss", "val_loss"]  # where --monitor names none
+
 
 @dataclass
 class Settings:

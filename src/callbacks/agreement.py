@@ -8,7 +8,7 @@ all processes. If only some processes have logged a value, all processes get the
 import lightning as L
 from torch.nn.parallel import DistributedDataParallel
 
-from src.utils.processes import close_channel, gather, largest, open_channel
+from src.utils.processes import close_channel, gather, largest, open_channel, smallest
 
 
 class Agreement(L.Callback):
@@ -58,8 +58,7 @@ class Agreement(L.Callback):
             batches: how many this process has, of each loader
         """
         counts = [-1 if number == float("inf") else int(number) for number in batches]
-        most, least = largest(*counts), [-number for number in largest(*(-count for count in counts))]
-        trainer.strategy.alone = -1 in counts or list(most) != least
+        trainer.strategy.alone = -1 in counts or largest(*counts) != smallest(*counts)
 
     def on_validation_end(self, trainer, module):
         if isinstance(trainer.strategy.model, DistributedDataParallel):

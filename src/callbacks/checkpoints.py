@@ -16,15 +16,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.nn.parallel import DistributedDataParallel
 
 from src.callbacks.agreement import send_buffers
-from src.settings import period, smaller_is_better
+from src.settings import MONITORS, period, smaller_is_better
 from src.utils.plain import plain, unreadable
 from src.utils.processes import gather, largest
 from src.utils.seeds import weights_checksum
 
 log = logging.getLogger(__name__)
 log_once = rank_zero_only(log.info)
-
-MONITORS = ["val/accuracy", "val_accuracy", "val_acc", "val/loss", "val_loss"]  # where --monitor names none
 
 # A checkpoint is a zip archive. Its last 22 bytes begin so, and end with the length of a comment (2) that follows.
 SIGNATURE, END = b"PK\5\6", 22
@@ -213,14 +211,16 @@ class FinalWeights(L.Callback):
             if len(set(checksums)) > 1:
                 raise SystemExit(f"the processes have ended with different weights: {', '.join(checksums)}")
         if self.checkpoints in trainer.callbacks:
-            path = newest(self.checkpoints.folder.parent)
-            [changed] = largest(int(trainer.is_global_zero and path is not None and differs(module, path)))
+            [changed] = largest(int(trainer.is_global_zero and differs(module, self.checkpoints.folder.parent)))
             if changed:
                 self.checkpoints.save(trainer)
 
 
-def differs(module, path):
-    """Whether the weights differ from those in the checkpoint."""
+def differs(module, run_folder):
+    """Whether the weights differ from those in the newest checkpoint; False if there is none."""
+    path = newest(run_folder)
+    if path is None:
+        return False
     saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
     now = module.state_dict()
     return any(name not in saved or not torch.equal(value.cpu(), saved[name]) for name, value in now.items())

@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import Metric
 
 from src.utils.attributes import changed, fingerprints, holders, restore
-from src.utils.processes import gather, largest
+from src.utils.processes import gather, largest, smallest
 from src.utils.seeds import seed_here
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class ExactResume(L.Callback):
         if self.resumed is None:
             return
         step = trainer.global_step
-        if largest(step, -step) != (step, -step):
+        if largest(step) != smallest(step):
             raise SystemExit(f"the processes have read different checkpoints: this one is at step {step}")
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self.resumed["logged"].items()})
 

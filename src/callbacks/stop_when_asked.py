@@ -22,7 +22,7 @@ import lightning as L
 import torch
 
 from src.launch.records import name_of
-from src.utils.processes import largest
+from src.utils.processes import largest, smallest
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class StopWhenAsked(L.Callback):
             return
         # Some process may have a batch less. An unsized loader has any number of them.
         counts = [0 if count == float("inf") else int(count) for count in trainer.num_val_batches]
-        self.common = {loader: -count for loader, count in enumerate(largest(*(-count for count in counts)))}
+        self.common = dict(enumerate(smallest(*counts)))
         self.next_in_validation = dict.fromkeys(self.common, 0)
         self.looked = time.monotonic(), 0
         self.weights = norms(module)

@@ -35,10 +35,11 @@ from torch.utils.data import (
 
 from src.datasets.batches import Batches, Fetched, ignore_signals
 from src.datasets.stream import Stream, StreamLoader, StreamPlace
-from src.utils.processes import gather, largest
+from src.utils.processes import gather, largest, smallest
 from src.utils.seeds import seed_for, seed_here
 
 log = logging.getLogger(__name__)
+log_once = rank_zero_only(log.info)
 
 HOOKS = {
     "train": "train_dataloader",
@@ -46,6 +47,7 @@ HOOKS = {
     "test": "test_dataloader",
     "predict": "predict_dataloader",
 }
+END = object()  # in place of a batch: there is none left
 SAMPLERS = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler, DistributedSampler)
 
 
@@ -255,9 +257,6 @@ def rebuild(loader, trainer, stage, seed, shuffle, mode="min_size"):
     return DataLoader(dataset, sampler=batches, batch_size=None, **options)
 
 
-log_once = rank_zero_only(log.info)
-
-
 class AsItIs:
     """A loader that cannot be taken apart. All processes end an epoch together: when the first has no more batches."""
 
@@ -280,9 +279,9 @@ class AsItIs:
             length = len(loader)
         except TypeError:
             length = -1
-        [longest, shortest] = largest(length, -length)
-        self.length = None if -shortest < 0 else -shortest
-        self.warn(length != longest or length != -shortest)
+        [longest], [shortest] = largest(length), smallest(length)
+        self.length = None if shortest < 0 else shortest
+        self.warn(longest != shortest)
 
     def __len__(self):
         if self.length is None:
@@ -306,9 +305,8 @@ class AsItIs:
         upcoming = self.fetch(iterator, count, place)
         while upcoming is not END:
             batch, count = upcoming, count + 1
-            upcoming = self.fetch(
-                iterator, count, place
-            )  # with the last batch the loader has to know that it has ended
+            # Before the last batch is handed out, the loader has to know that it has ended.
+            upcoming = self.fetch(iterator, count, place)
             yield batch
 
     def fetch(self, iterator, count, place):
@@ -358,9 +356,6 @@ class Remembered(AsItIs):
             name = type(self.loader).__name__
             sys.exit(f"the state of {name} is from {len(states)} processes: resume with {len(states)} processes")
         self.loader.load_state_dict(states[self.trainer.global_rank])
-
-
-END = object()
 
 
 @rank_zero_only

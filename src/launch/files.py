@@ -93,15 +93,29 @@ def data_class(arguments):
     Args:
         arguments: --config=PATH and flags, the last of which counts
     """
-    found = None
-    for word in arguments:
-        flag, _, value = word.partition("=")
-        if flag == "--config":
-            section = read_yaml(Path(value)).get("data")
-            value = section.get("class_path") if isinstance(section, dict) else section
-        if flag in ("--config", "--data") and value:
-            found = value
-    return found
+    files = [word.partition("=")[2] for word in arguments if word.startswith("--config=")]
+    names = names_in(arguments, [read_yaml(Path(file)) for file in files], "data")
+    return names[-1] if names else None
+
+
+def class_in(section):
+    """The class that a section of a config file names, if any."""
+    return section if isinstance(section, str) else isinstance(section, dict) and section.get("class_path")
+
+
+def names_in(arguments, contents, key):
+    """The classes that config files and flags name under this key, the one that counts last.
+
+    Args:
+        arguments: flags
+        contents: of the config files
+    """
+    names = [class_in(content.get(key)) for content in contents]
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, equals, value = word.partition("=")
+        if flag in (f"--{key}", f"--{key}.class_path"):
+            names.append(value if equals else following)
+    return [name for name in names if name]
 
 
 def divides_batches(name):

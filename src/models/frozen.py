@@ -9,8 +9,7 @@ class FrozenOrNot(DDPStrategy):
     """Rebuild DDP when parameters are frozen or unfrozen: DDP registers the trainable parameters only at the start."""
 
     def training_step(self, *args, **kwargs):
-        trainable = [parameter for parameter in self.lightning_module.parameters() if parameter.requires_grad]
-        if [id(parameter) for parameter in trainable] != self.known:
+        if trainable(self.lightning_module) != self.known:
             self.model.reducer._remove_autograd_hooks()
             self.model = self._setup_model(self.lightning_module)
             settle_buckets(self.model)
@@ -23,5 +22,10 @@ class FrozenOrNot(DDPStrategy):
         return tensor if self.alone else super().reduce(tensor, group, reduce_op)
 
     def _setup_model(self, model):
-        self.known = [id(parameter) for parameter in model.parameters() if parameter.requires_grad]
+        self.known = trainable(model)
         return super()._setup_model(model)
+
+
+def trainable(model):
+    """Which parameters are not frozen."""
+    return [id(parameter) for parameter in model.parameters() if parameter.requires_grad]

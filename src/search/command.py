@@ -27,7 +27,7 @@ from src.launch.script import explained_script
 from src.launch.slurm import ACTIVE
 from src.launch.submit import as_noted, clean_environment, print_config, python_here
 from src.search.space import SYNTAX, combinations, examples, make_parser, read_search, read_space, split
-from src.settings import smaller_is_better
+from src.settings import MONITORS, smaller_is_better
 
 
 def search(argv):
@@ -77,7 +77,7 @@ def search(argv):
         new = Path(partial) / "study"
         new.mkdir()
         (new / "config.yaml").write_text(config)
-        monitor = request.settings.monitor or "val/accuracy"
+        monitor = request.settings.monitor or MONITORS[0]
         study.create(new, chosen, texts, request.settings.seed, monitor, smaller_is_better(monitor))
         new.rename(folder)
     start.go_on(folder, job, chosen)

@@ -24,6 +24,7 @@ KNOWN = [
     np.core.multiarray.scalar if np.__version__ < "2" else np._core.multiarray.scalar,
 ]
 torch.serialization.add_safe_globals(KNOWN)
+EMPTY = torch.empty(0)  # in place of each tensor when a content is tried: each of its own would be an entry in the file
 
 
 def plain(value):
@@ -50,7 +51,7 @@ def plain(value):
 
 def unreadable(content, name=""):
     """What in it the safe loader would refuse, in words; None if it can be read."""
-    content = tree_map(lambda part: torch.empty(0) if isinstance(part, torch.Tensor) else part, content)
+    content = tree_map(lambda part: EMPTY if isinstance(part, torch.Tensor) else part, content)
     if readable(content):
         return None
     if isinstance(content, dict):

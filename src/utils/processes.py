@@ -30,6 +30,11 @@ def largest(*numbers):
     return tuple(tensor.tolist())
 
 
+def smallest(*numbers):
+    """The same for the smallest."""
+    return tuple(-number for number in largest(*(-number for number in numbers)))
+
+
 def gather(thing):
     """What each process gave, a list in the order of the ranks. All processes call this together."""
     if _channel is None:
