@@ -169,13 +169,13 @@ def test_begin_with_a_plain_state_dict(tmp_path):
     first = Training(tmp_path / "first", flags, path=PROJECTS).ends_well()
     state = torch.load(next(first.folder.glob("checkpoints/step=*.ckpt")), weights_only=True)["state_dict"]
     torch.save(state, tmp_path / "weights.pt")
+    ends = []
     for source in (tmp_path / "weights.pt", first.folder):
         begun = Training(tmp_path / f"{source.name}.begun", f"{flags} --init_from {source}", path=PROJECTS).ends_well()
-        last = torch.load(next(begun.folder.glob("checkpoints/step=*.ckpt")), weights_only=True)["state_dict"]
+        ends.append(torch.load(next(begun.folder.glob("checkpoints/step=*.ckpt")), weights_only=True)["state_dict"])
         assert "beginning with the weights of" in begun.output()
-        if source.suffix:
-            expected = last
-        assert all(torch.equal(last[name], expected[name]) for name in last)
+    from_file, from_run = ends
+    assert all(torch.equal(from_file[name], from_run[name]) for name in from_run)
     torch.save({"other": torch.ones(1)}, tmp_path / "other.pt")
     wrong = Training(tmp_path / "wrong", f"{flags} --init_from {tmp_path}/other.pt", path=PROJECTS)
     assert wrong.wait() == 1 and "Traceback" not in wrong.output()

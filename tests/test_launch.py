@@ -248,6 +248,26 @@ def test_the_dry_run_explains_every_line(project):
     assert not project.logs.exists() or not any(project.logs.glob("%j"))
 
 
+@pytest.mark.parametrize(
+    ("flags", "content"),
+    [
+        ("--data mine.Tones", ""),
+        ("--data.class_path mine.Tones", ""),
+        ("", "data: mine.Tones"),
+        ("", "data: {class_path: mine.Tones, init_args: {batch_size: 6}}"),
+        ("--data mine.Tones", "data: {class_path: src.datasets.mnist.MNIST}"),
+    ],
+)
+def test_the_dry_run_says_whose_batch_size_it_is(project, tmp_path, flags, content):
+    """Data modules of the user have loaders whose batch size is that of one process. Ours divide the global batch."""
+    (tmp_path / "mine.yaml").write_text(content)
+    job = f"--nodes 2 --tasks_per_node 2 --config {tmp_path}/mine.yaml"
+    own = "ok       the batch size of Tones is per process: the global batch is 4 times as large"
+    assert own in project.dry_run(f"{job} {flags}")
+    ours = "ok       --batch_size 64 is 16 for each process"
+    assert ours in project.dry_run(f"{job} --data src.datasets.mnist.MNIST")
+
+
 def test_the_dry_run_shows_what_is_wrong(project):
     done = project.shell(
         "python run.py --dry_run --num_workers 3 --tasks_per_node 3 --mem 2G --time 00:01:00",

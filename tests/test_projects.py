@@ -230,19 +230,16 @@ CALLBACKS = {
 }
 
 
-def flag_for(callback):
-    return "--callbacks=" + json.dumps([{"class_path": f"{C}.{callback}", "init_args": CALLBACKS[callback]}]).replace(
-        " ", ""
-    )
+def flag_for(callback, arguments=None):
+    content = [{"class_path": f"{C}.{callback}", "init_args": arguments or CALLBACKS[callback]}]
+    return f"--callbacks={json.dumps(content, separators=(',', ':'))}"
 
 
 @pytest.mark.parametrize("callback", CALLBACKS)
 def test_callbacks_stopped_and_resumed(start, whole, tmp_path, callback):
     flags = flag_for(callback)
-    part, whole = (
-        stopped(start, tmp_path / "run", "small", flags, ["ctrl-c", "validation", "epoch"]),
-        whole("small", 1, flags),
-    )
+    part = stopped(start, tmp_path / "run", "small", flags, ["ctrl-c", "validation", "epoch"])
+    whole = whole("small", 1, flags)
     if callback == "DeviceStatsMonitor":  # how busy the machine was is no number of the training
         assert checksums(part) == checksums(whole) and len(checksums(whole)) == 1
     else:
@@ -250,8 +247,7 @@ def test_callbacks_stopped_and_resumed(start, whole, tmp_path, callback):
 
 
 def test_a_callback_that_cannot_be_resumed_is_refused(start, tmp_path):
-    CALLBACKS["StochasticWeightAveraging"] = {"swa_lrs": 0.01}
-    refused = start(tmp_path / "run", "small", flag_for("StochasticWeightAveraging"))
+    refused = start(tmp_path / "run", "small", flag_for("StochasticWeightAveraging", {"swa_lrs": 0.01}))
     assert refused.wait() and "StochasticWeightAveraging cannot be resumed exactly" in refused.output()
 
 
@@ -339,6 +335,7 @@ def test_two_processes_agree(start, tmp_path, flags):
     """The ranks agree on the learning rate, on the best checkpoint and on when to stop. No rank waits forever."""
     stopping = flag_for("EarlyStopping")
     run = start(tmp_path / "run", "small", f"{flags} {stopping}", processes=2).ends_well()
+    assert "batch size: 10 per process, 20 in all" in run.output()
     assert len(checksums(run)) == 1 and (tmp_path / "run/checkpoints/best.ckpt").exists()
 
 
