@@ -15,9 +15,9 @@ The lines of a README are typed in their order in one fresh copy of its lesson (
 `output on the cluster:` they are typed on the login host of a practice cluster that the README has for itself. There
 `ended` waits until no job waits or runs, and the accounting knows all. Before the colon may also stand `with exit code
 1`, and at last `that varies`: then --check lets words change their places. Between <!-- seen --> and <!-- /seen ... -->
-comes a sentence: when, with what. The letters in the second mark say with which code: while that is the same, the test
-of it prints nothing again. With --check, which does not compare numbers, Lightning takes few batches of an epoch unless
-a program says how many.
+comes a sentence: when, with what. The letters in the second mark are a checksum of the code that printed it. If they
+still fit, the test of each change does not print the page again; the tests before a release print every page. With
+--check, which does not compare numbers, Lightning takes few batches of an epoch unless a program says how many.
 """
 
 import argparse
@@ -26,7 +26,6 @@ import contextlib
 import datetime
 import difflib
 import hashlib
-import importlib.metadata
 import os
 import re
 import shutil
@@ -45,7 +44,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/benchmarks")]
 
 from cluster import Cluster, unavailable  # noqa: E402
 from lesson import Lesson, Root  # noqa: E402
-from measure import PACKAGES, machine  # noqa: E402
+from measure import machine  # noqa: E402
 
 BLOCK = re.compile(
     r"(?P<mark><!-- output(?P<cluster> on the cluster)?( with exit code (?P<code>\d+))?(?P<varies> that varies)?: "
@@ -75,14 +74,12 @@ def blocks_of(lesson):
 
 
 def digest(lesson, blocks):
-    """A few letters for what decides the output: code, commands, the text shown, and the packages named in the page."""
-    folders = [lesson, ROOT / "data", LESSONS / "00-practice-cluster"]
+    """A few letters for what decides the output: the lesson's code, the commands and the text shown."""
+    folders = [lesson]
     if int(lesson.name[:2]) >= 9:
         folders += [ROOT / "src", ROOT / "run.py"]
     files = {path for folder in folders for path in [folder, *folder.rglob("*")] if path.suffix in CODE}
-    # Without +cpu, which says where a package comes from and not which version it is.
-    parts = [f"{name} {importlib.metadata.version(name).split('+')[0]}" for name in PACKAGES]
-    parts += [block["mark"] + block["shown"] for block in blocks]
+    parts = [block["mark"] + block["shown"] for block in blocks]
     for path in sorted(files):
         if not {"logs", "work", "lightning_logs"} & set(path.relative_to(ROOT).parts):
             text = path.read_text()
