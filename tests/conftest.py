@@ -11,6 +11,8 @@ import pytest
 from cluster import Cluster, unavailable
 from lesson import Lesson, cannot_run
 
+pytest_plugins = ["leftovers"]  # a run that leaves a process, a mount or a file behind fails
+
 # `python` in a command of a README is the Python that runs the tests, on the nodes of the practice cluster too.
 os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 # Two processes of pytest share the cores: a thread that waits for another must not spin. It changes no digit.

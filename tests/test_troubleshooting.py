@@ -313,9 +313,11 @@ def tensorboard(folder, port):
         "127.0.0.1",
     ]
     server = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
-    yield server.stderr
-    server.terminate()
-    server.wait()
+    try:
+        yield server.stderr
+    finally:
+        server.terminate()
+        server.wait()
 
 
 def test_tensorboard_could_not_bind_to_port(tmp_path):
