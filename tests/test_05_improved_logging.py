@@ -212,7 +212,7 @@ WITHOUT_TRAINING = """
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from src.main import Classifier
-from src.utils.tensorboard import add_pr_curves
+from src.utils.tensorboard import add_confusion_matrix, add_pr_curves
 
 # Two epochs of made-up images through the hooks that Lightning calls: the second has forgotten the first.
 module = Classifier("mlp", "Adam", "CrossEntropyLoss", 1e-3)
@@ -232,6 +232,20 @@ labels = torch.arange(1000) % 10
 probabilities = (5.0 * torch.nn.functional.one_hot(labels, 10)).softmax(dim=1)
 with SummaryWriter("logs/perfect") as writer:
     add_pr_curves(writer, probabilities, labels, 0)
+
+
+class Kept:
+    def add_figure(self, name, figure, step):
+        self.figure = figure
+
+
+# A network that takes everything for a 7: its numbers are on dark squares, and the diagonal is pale.
+kept, matrix = Kept(), torch.zeros(10, 10, dtype=int)
+matrix[:, 7] = 500
+add_confusion_matrix(kept, matrix, 0)
+for text in kept.figure.axes[0].texts:
+    column, row = text.get_position()
+    assert text.get_color() == ("white" if column == 7 else "black"), (row, column)
 """
 
 

@@ -54,10 +54,12 @@ def add_confusion_matrix(writer, matrix, step):
     """Images: how often each class (row) was taken for each class (column)."""
     figure = Figure(figsize=(5, 5), dpi=80)
     axes = figure.subplots()
-    axes.imshow(matrix, cmap="Blues", vmax=matrix.sum(dim=1).max() / 10)  # dark from 10 % on: mistakes are rare
+    dark = matrix.sum(dim=1).max() / 10  # dark from 10 % on: mistakes are rare
+    axes.imshow(matrix, cmap="Blues", vmax=dark)
     for row, counts in enumerate(matrix.tolist()):
         for column, count in enumerate(counts):
-            axes.text(column, row, count, ha="center", va="center", color="white" if row == column else "black", size=7)
+            color = "white" if count > dark / 2 else "black"
+            axes.text(column, row, count, ha="center", va="center", color=color, size=7)
     classes = range(len(matrix))
     axes.set(xlabel="predicted", ylabel="true", xticks=classes, yticks=classes)
     writer.add_figure("val/confusion_matrix", figure, step)
