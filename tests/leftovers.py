@@ -52,13 +52,17 @@ def is_mine(path: Path) -> bool:
 
 
 def processes(mark: str) -> list[str]:
-    """The processes, other than this one, that were started with `mark` in their environment."""
+    """The processes that were started with `mark` in their environment.
+
+    Without this one, and without its children: with -n 0 these are servers for tests, which end when it ends.
+    """
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
                 command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                if int(folder.name) != os.getpid() and command:  # a process that has ended has no command
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                if command and os.getpid() not in (int(folder.name), parent):  # one that has ended has no command
                     found.append(f"process {folder.name}: {command[:150]}")
         except OSError:  # it has ended, or belongs to somebody else
             pass
