@@ -155,7 +155,7 @@ def kill_9(cluster, run, moment):
 
 
 TIMES = int(os.environ.get("CAMPAIGN", 1))  # CAMPAIGN=5 python -m pytest -m campaign stops five runs in each way
-ALONE_ON_ITS_NODES = ["preempted", "node crashed", "kill -9"]  # these ways hit whatever runs there
+ALONE_ON_ITS_NODES = ["preempted", "node crashed", "kill -9"]  # at a time two of these runs, on two nodes each
 WAYS = {"preempted": preempt, "time limit": None, "requeued": requeue, "node crashed": crash, "kill -9": kill_9}
 
 
