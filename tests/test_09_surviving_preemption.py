@@ -26,7 +26,7 @@ REQUEUE = "scontrol requeue 2"
 URGENT = 'sbatch --partition=urgent --nodes=4 --exclusive --wrap="sleep 20"'
 CRASH = "python3 lessons/00-practice-cluster/cluster.py crash node2"
 BOOT = "python3 lessons/00-practice-cluster/cluster.py boot node2"
-KILL_9 = "srun --jobid=2 --overlap --nodes=1 --ntasks=1 pkill -9 python"
+KILL_9 = "scancel --signal=KILL 2.0"
 RESUME = "python run.py resume 2"
 COMPARE = f"python lessons/{NAME}/compare.py 1 2"
 ATTEMPTS = "sacct -X -D --format=JobID,JobName,Partition,NodeList,State,Elapsed"
@@ -46,7 +46,7 @@ def root(tmp_path):
 
 def for_run(command: str, run: str, before: str = "2") -> str:
     """The README's command for another run than its run 2 (or 1)."""
-    return re.sub(rf"\b{before}$", run, command) if "jobid" not in command else command.replace("=2", f"={run}", 1)
+    return re.sub(rf"\b{before}(\.0)?$", rf"{run}\1", command)
 
 
 def start(root: Root, cluster: Cluster, command: str, flags: str = "") -> Path:
@@ -150,12 +150,12 @@ def crash(cluster, run, moment):
 
 
 def kill_9(cluster, run, moment):
-    """All Python on the first node; Slurm calls the job FAILED. Then it is resumed, as a job of its own."""
+    """All processes of the training; Slurm calls the job FAILED. Then it is resumed, as a job of its own."""
     cluster.run(for_run(KILL_9, run.name), "/")
 
 
 TIMES = int(os.environ.get("CAMPAIGN", 1))  # CAMPAIGN=5 python -m pytest -m campaign stops five runs in each way
-ALONE_ON_ITS_NODES = ["preempted", "node crashed", "kill -9"]  # these ways hit whatever runs there
+ALONE_ON_ITS_NODES = ["preempted", "node crashed", "kill -9"]  # at a time two of these runs, on two nodes each
 WAYS = {"preempted": preempt, "time limit": None, "requeued": requeue, "node crashed": crash, "kill -9": kill_9}
 
 

@@ -31,6 +31,20 @@ def test_every_link_to_a_file_leads_somewhere(readme):
         assert (readme.parent / link.split("#")[0]).exists(), link
 
 
+# Commands that end or delete by a name that is not of one run alone.
+BROAD = r"\b(pkill|killall) \S|\bscancel .*(-u\b|--user|--me\b)|\brm .*/dev/shm|\bkill .*-1$|\bprune\b|-delete\b"
+
+
+@pytest.mark.parametrize("readme", PAGES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_no_command_hits_other_jobs_of_the_reader(readme):
+    text = readme.read_text()
+    blocks = re.compile(r"^```(?:bash|console)\n(.*?)^```|^<!-- output(.*?)-->", re.MULTILINE | re.DOTALL)
+    code = ["".join(block) for block in blocks.findall(text)]
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    code += [words for _, words in re.findall(r"(?<!`)(`+)(?!`)((?:(?!\n\n).)+?)(?<!`)\1(?!`)", prose, re.DOTALL)]
+    assert not [line for part in code for line in part.splitlines() if re.search(BROAD, line)]
+
+
 def flags_in(text):
     """Of every run.py or main.py that stands in it, the flags up to the end of the line or of the code."""
     for _, rest in re.findall(r"(?<!benchmarks/)((?:run|main|train)\.py)\b([^`\n|;]*)", text):
