@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from src.launch.ranks import export_ranks  # noqa: E402
+from src.launch.ranks import cpus, export_ranks  # noqa: E402
 
 export_ranks()  # before Lightning is imported: it asks for the rank at once
 # A thread that waits for the others does so at full speed, and where somebody else computes too it takes the CPU from
@@ -331,9 +331,8 @@ def threads(settings, job):
     """Of each process: its CPUs, less those that its data workers take."""
     if settings.threads:
         return settings.threads
-    here = len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_WORLD_SIZE"])
-    cpus = (job or {}).get("cpus_per_task", here)
-    return max(1, cpus - settings.num_workers)
+    here = cpus() // int(os.environ["LOCAL_WORLD_SIZE"])
+    return max(1, (job or {}).get("cpus_per_task", here) - settings.num_workers)
 
 
 def make_optimizer(model, optimizer):

@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from src.doctor.code import digest
 from src.doctor.findings import ERROR, OK, WARNING, Finding, within
+from src.launch.ranks import cpu_numbers
 from src.launch.slurm import ask
 
 MEGABYTES = {"gloo": 16, "nccl": 256}  # that are added up
@@ -29,7 +30,7 @@ def facts(gpu):
         "host": socket.gethostname(),
         "python": f"Python {platform.python_version()}, torch {torch.__version__}",
         "code": digest(),
-        "cpus": sorted(os.sched_getaffinity(0)),
+        "cpus": cpu_numbers(),
         "gpu": str(torch.cuda.get_device_properties(int(os.environ["LOCAL_RANK"])).uuid) if gpu else None,
     }
 
@@ -120,9 +121,9 @@ def all_reduce(backend, store, rank, size):
             entry = "Unable to find address for"
         text = re.sub(r"\[\S+:\d+\] ", "", str(error).strip().splitlines()[0])[:200]  # without torch's own file
         variable = f"{backend.upper()}_SOCKET_IFNAME"  # such as eth0, ib0
-        do = f"name the interface between the nodes with {variable}" + (
-            ", NCCL_DEBUG=INFO says more" * (device != "cpu")
-        )
+        do = f"name the interface between the nodes with {variable}"
+        if backend == "nccl":
+            do += ", NCCL_DEBUG=INFO says more"
         return Finding(check, ERROR, f"{text}: {do}", entry)
     if not right:
         return Finding(check, ERROR, "the sum is wrong: tell the administrators, and which nodes", "NCCL WARN")
