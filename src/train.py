@@ -69,6 +69,7 @@ from src.settings import indivisible, period, seconds  # noqa: E402
 from src.utils.loggers import make_logger, shown_hparams  # noqa: E402
 from src.utils.logs import setup_logging  # noqa: E402
 from src.utils.predictions import Predictions  # noqa: E402
+from src.utils.processes import meet_on_this_machine  # noqa: E402
 from src.utils.seeds import weights_checksum  # noqa: E402
 
 gc.enable()
@@ -177,6 +178,7 @@ def train(command, config_text, run_folder, callbacks=(), test=True):
     if isinstance(logger, TensorBoardLogger) and settings.strategy != "fsdp" and hasattr(model, "tensorboard_pages"):
         pages = model.tensorboard_pages(data)
     callbacks = [*parts.callbacks, *callbacks, *([Predictions(run_folder)] if command == "predict" else [])]
+    store = meet_on_this_machine()  # held until the processes have parted
     trainer = make_trainer(settings, run_folder, logger, pages, callbacks, config.trainer, model)
     if command == "fit":
         fit(trainer, model, data, checkpoint, settings, run_folder, test)
@@ -184,7 +186,7 @@ def train(command, config_text, run_folder, callbacks=(), test=True):
         evaluate(command, trainer, model, data, checkpoint, run_folder)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # else a thread of gloo's may abort Python while it shuts down
-    del lock
+    del lock, store
 
 
 def fit(trainer, model, data, checkpoint, settings, run_folder, test):

@@ -1,6 +1,7 @@
 """What the processes find out together: do they meet, is their sum right, are they alike?"""
 
 import contextlib
+import errno
 import json
 import os
 import platform
@@ -19,6 +20,7 @@ from src.doctor.code import digest
 from src.doctor.findings import ERROR, OK, WARNING, Finding, within
 from src.launch.ranks import cpu_numbers
 from src.launch.slurm import ask
+from src.utils.processes import listen_here
 
 MEGABYTES = {"gloo": 16, "nccl": 256}  # that are added up
 LIMIT = 40  # seconds for one of these
@@ -55,10 +57,11 @@ def meet(rank, size, patience):
     serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     if serves:
         try:
-            store = dist.TCPStore(address, port, size, True, limit, wait_for_workers=False)
-        except (RuntimeError, ValueError) as error:
+            listener = listen_here(port) if address == "127.0.0.1" else None
+            store = dist.TCPStore(address, port, size, True, limit, wait_for_workers=False, master_listen_fd=listener)
+        except (RuntimeError, ValueError, OSError) as error:
             text = f"port {port} is taken on {socket.gethostname()}: set MASTER_PORT to another, of all processes"
-            if "EADDRINUSE" not in str(error):
+            if "EADDRINUSE" not in str(error) and getattr(error, "errno", None) != errno.EADDRINUSE:
                 text = f"{address}:{port}: {str(error).splitlines()[0]}: is MASTER_ADDR this node?"
             return None, Finding("meeting", ERROR, text, "EADDRINUSE")
         return store, Finding("meeting", OK, f"at {address}, port {port}")
