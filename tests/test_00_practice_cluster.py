@@ -1,6 +1,5 @@
 """Lesson 0: the practice cluster behaves like a Slurm, and leaves nothing behind."""
 
-import importlib.util
 import os
 import re
 import shlex
@@ -136,34 +135,6 @@ def test_exec_is_transparent(cluster, tmp_path):
     assert names["MINE"] == "kept"
     assert names["SLURM_CONF"] == f"{cluster.dir}/etc/slurm.conf"
     assert "SLURM_JOB_ID" not in names
-
-
-@pytest.mark.parametrize(
-    ("version", "text"),
-    [
-        ("slurm-wlm 22.05.8\n", ""),
-        ("slurm 23.02.7", ""),
-        ("slurm-wlm 23.11.4\n", "CgroupPlugin=disabled\n"),
-        ("slurm-wlm 24.11.5\n", "CgroupPlugin=disabled\n"),
-        ("slurm 100.5.0-rc1", "CgroupPlugin=disabled\n"),
-    ],
-)
-def test_control_groups_of_old_and_new_releases(version, text):
-    """From 23.11 on slurmd insists on a plugin; "disabled" is a value that older ones refuse."""
-    assert cluster_module().cgroup_conf(version) == text
-
-
-def test_no_version_is_one_sentence():
-    module = cluster_module()
-    with pytest.raises(module.Problem, match="printed no version, but 'hello'"):
-        module.cgroup_conf("hello")
-
-
-def cluster_module():
-    spec = importlib.util.spec_from_file_location("practice_cluster", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_up_twice_at_once(cluster):

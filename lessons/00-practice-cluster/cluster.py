@@ -127,6 +127,9 @@ PartitionName=urgent PriorityTier=100
 
 FILES["etc/gres.conf"] = f"AutoDetect=off\nName=gpu Type=a100 File=@DIR@/dev/nvidia[0-{GPUS - 1}]\n"
 
+# Newer releases load a plugin for control groups though nothing here uses it. This one starts where there are none.
+FILES["etc/cgroup.conf"] = "CgroupPlugin=cgroup/v1\n"
+
 FILES["etc/slurmdbd.conf"] = """\
 DbdHost=head
 SlurmUser=root
@@ -256,25 +259,12 @@ def wait_until(condition, what: str, state: Path, seconds: float = 60) -> None:
 # ---- the steps of `up`
 
 
-def cgroup_conf(version: str) -> str:
-    """The text of cgroup.conf. From 23.11 on, slurmd does not start without cgroups unless it is told so.
-
-    Args:
-        version: what `slurmctld -V` prints, such as "slurm-wlm 22.05.8". Releases before 23.11 refuse the value.
-    """
-    release = re.search(r"(\d+)\.(\d+)", version)
-    if not release:
-        raise Problem(f"`slurmctld -V` printed no version, but {version.strip()[:80]!r}")
-    return "CgroupPlugin=disabled\n" if (int(release[1]), int(release[2])) >= (23, 11) else ""
-
-
 def write_files(state: Path) -> None:
     for folder in ["etc", "run", "log", "dev", "spool", "state"]:
         (state / folder).mkdir(exist_ok=True)
     for name, text in FILES.items():
         (state / name).write_text(text.replace("@DIR@", str(state)))
     (state / "etc/slurmdbd.conf").chmod(0o600)  # slurmdbd insists, as there is a password in it
-    (state / "etc/cgroup.conf").write_text(cgroup_conf(run("slurmctld -V")))
     for number in range(GPUS):
         device = state / f"dev/nvidia{number}"
         if not device.exists():  # Slurm looks only whether it is a device; this one is another /dev/null
