@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from src.launch.ranks import export_ranks  # noqa: E402
+from src.launch.ranks import cpus, export_ranks  # noqa: E402
 
 export_ranks()  # before Lightning is imported: it asks for the rank at once
 # A thread that waits for the others does so at full speed, and where somebody else computes too it takes the CPU from
@@ -69,6 +69,7 @@ from src.settings import indivisible, period, seconds  # noqa: E402
 from src.utils.loggers import make_logger, shown_hparams  # noqa: E402
 from src.utils.logs import setup_logging  # noqa: E402
 from src.utils.predictions import Predictions  # noqa: E402
+from src.utils.processes import meet_on_this_machine  # noqa: E402
 from src.utils.seeds import weights_checksum  # noqa: E402
 
 gc.enable()
@@ -177,6 +178,7 @@ def train(command, config_text, run_folder, callbacks=(), test=True):
     if isinstance(logger, TensorBoardLogger) and settings.strategy != "fsdp" and hasattr(model, "tensorboard_pages"):
         pages = model.tensorboard_pages(data)
     callbacks = [*parts.callbacks, *callbacks, *([Predictions(run_folder)] if command == "predict" else [])]
+    store = meet_on_this_machine()  # held until the processes have parted
     trainer = make_trainer(settings, run_folder, logger, pages, callbacks, config.trainer, model)
     if command == "fit":
         fit(trainer, model, data, checkpoint, settings, run_folder, test)
@@ -184,7 +186,7 @@ def train(command, config_text, run_folder, callbacks=(), test=True):
         evaluate(command, trainer, model, data, checkpoint, run_folder)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # else a thread of gloo's may abort Python while it shuts down
-    del lock
+    del lock, store
 
 
 def fit(trainer, model, data, checkpoint, settings, run_folder, test):
@@ -331,9 +333,8 @@ def threads(settings, job):
     """Of each process: its CPUs, less those that its data workers take."""
     if settings.threads:
         return settings.threads
-    here = len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_WORLD_SIZE"])
-    cpus = (job or {}).get("cpus_per_task", here)
-    return max(1, cpus - settings.num_workers)
+    here = cpus() // int(os.environ["LOCAL_WORLD_SIZE"])
+    return max(1, (job or {}).get("cpus_per_task", here) - settings.num_workers)
 
 
 def make_optimizer(model, optimizer):

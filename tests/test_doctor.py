@@ -10,9 +10,13 @@ import time
 
 import pytest
 import quick_python
+import torch
 from cluster import hosts_that_lead_to_themselves
 from lesson import REPOSITORY, assert_one_sentence, readme_commands
 from training import clean, free_port
+
+from src.doctor import node, together
+from src.doctor import start as start_doctor
 
 DOCTOR = f"{sys.executable} {REPOSITORY}/run.py doctor"
 LINE = re.compile(r"^(ok|WARNING|ERROR) +(\S+) +([\w -]+): (.*)$", re.MULTILINE)
@@ -93,13 +97,101 @@ def test_it_imports_torch_in_the_job_only():
     ("flags", "says"),
     [
         ("--nods 2", ["no flag --nods", "--nodes"]),
-        ("--patience soon", ["--patience soon is not a number of seconds"]),
+        ("--patience soon", ["--patience 'soon' is not a whole number of seconds from 1 to 9999"]),
         ("--dry_run", ["--dry_run"]),
         ("--cluster pbs", ["mpirun -n 4 python run.py doctor"]),
     ],
 )
 def test_a_mistake_gets_one_sentence(flags, says, tmp_path):
     assert_one_sentence(doctor(flags, tmp_path), *says)
+
+
+@pytest.mark.parametrize("patience", ["0", "-1", "²", "1e3", "9" * 30, "", " ", "+5", "60 s", "00"])
+def test_a_wrong_patience(patience):
+    with pytest.raises(SystemExit, match="is not a whole number of seconds from 1 to 9999") as end:
+        start_doctor.doctor(["--patience", patience])
+    assert len(end.value.code) < 120
+
+
+def test_patience_is_a_flag():
+    with pytest.raises(SystemExit, match="'patience' is not expected here"):
+        start_doctor.doctor(["patience", "5"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "job"),
+    [
+        ("12\n", "12"),
+        ("12;tinker\n", "12"),
+        ("-----\n Welcome to Practice3\n--> Verifying 2 hosts...OK\n4711;cluster1\n", "4711"),
+        ("you have 3 jobs\n7\n", "7"),
+    ],
+)
+def test_the_job_id_behind_a_banner(answer, job):
+    assert start_doctor.job_in(answer) == job
+
+
+def test_an_answer_without_a_job_id():
+    with pytest.raises(SystemExit, match="sbatch printed no job id, but 'Welcome'"):
+        start_doctor.job_in("Welcome\n")
+
+
+FAKE_SQUEUE = """#!/bin/bash
+echo x >> {folder}/asked
+[ $(wc -l < {folder}/asked) -gt 1 ] || {{ echo "Unable to contact slurm controller" >&2; exit 1; }}
+{last}
+"""
+
+
+@pytest.mark.parametrize(
+    ("last", "state"),
+    [
+        ("echo 'PENDING Resources'", ("PENDING", "Resources")),
+        ("echo 'NODE_FAIL NodeDown'", ("NODE_FAIL", "NodeDown")),
+        ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", ("Slurm does not know it any more", "")),
+        ("", ("Slurm does not know it any more", "")),
+    ],
+)
+def test_a_queue_that_does_not_answer_is_asked_again(last, state, tmp_path, monkeypatch, capsys):
+    """No answer is not the end of the job."""
+    (tmp_path / "squeue").write_text(FAKE_SQUEUE.format(folder=tmp_path, last=last))
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(start_doctor.time, "sleep", lambda seconds: None)
+    assert start_doctor.state_of("7") == state
+    assert "squeue does not answer (Unable to contact slurm controller)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("backend", ["gloo", "nccl"])
+def test_only_nccl_is_told_about_nccl(backend, monkeypatch):
+    """A backend that fails at once: there is no store."""
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    finding = together.all_reduce(backend, None, 0, 2)
+    assert finding.level == "ERROR"
+    assert f"{backend.upper()}_SOCKET_IFNAME" in finding.text
+    assert ("NCCL" in finding.text) == (backend == "nccl"), finding.text
+
+
+@pytest.mark.parametrize(
+    ("visible", "asked", "count", "local_size", "expected"),
+    [
+        ("", None, 0, 1, "ok: none, the training runs on CPUs"),
+        ("NoDevFiles", None, 0, 1, "ok: none, the training runs on CPUs"),
+        ("", 1, 0, 1, "ERROR: CUDA_VISIBLE_DEVICES is '', which hides all GPUs"),
+        ("-1", 1, 0, 1, "ERROR: CUDA_VISIBLE_DEVICES is '-1', which hides all GPUs"),
+        ("2, 3", 2, 0, 1, "ERROR: torch sees none, CUDA_VISIBLE_DEVICES is 2, 3: is there a driver?"),
+        ("GPU-5d2a", 1, 0, 1, "ERROR: torch sees none, CUDA_VISIBLE_DEVICES is GPU-5d2a: compare with   nvidia-smi -L"),
+        ("MIG-1,MIG-2", 2, 1, 2, "ERROR: 2 processes on this node, but CUDA shows a process one part of a GPU only"),
+        ("0,1", 2, 1, 2, "ERROR: 2 processes on this node, but torch sees 1: --gpus_per_node 2"),
+    ],
+)
+def test_gpus_that_are_hidden_or_named(visible, asked, count, local_size, expected, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    finding = node.check_gpu(0, local_size, asked)
+    assert f"{finding.level}: {finding.text}".startswith(expected)
 
 
 def test_two_processes_here(tmp_path):

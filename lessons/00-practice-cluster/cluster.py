@@ -127,6 +127,9 @@ PartitionName=urgent PriorityTier=100
 
 FILES["etc/gres.conf"] = f"AutoDetect=off\nName=gpu Type=a100 File=@DIR@/dev/nvidia[0-{GPUS - 1}]\n"
 
+# Newer releases load a plugin for control groups though nothing here uses it. This one starts where there are none.
+FILES["etc/cgroup.conf"] = "CgroupPlugin=cgroup/v1\n"
+
 FILES["etc/slurmdbd.conf"] = """\
 DbdHost=head
 SlurmUser=root

@@ -9,13 +9,14 @@ import resource
 import shutil
 import socket
 import struct
+import sys
 import tempfile
 import time
 import warnings
 from pathlib import Path
 
 from src.doctor.findings import ERROR, OK, WARNING, Finding, within
-from src.launch.ranks import strays
+from src.launch.ranks import cpus, strays
 
 MIB, GIB = 1024**2, 1024**3
 SMALL_FILES = 200
@@ -31,20 +32,23 @@ ENTRY_OF = {
 
 
 def interfaces():
-    """Network interface -> its IPv4 address, of those that have one."""
-    found = {}
+    """The names of the network interfaces; on Linux of those that have an IPv4 address."""
+    names = [name for _, name in socket.if_nameindex()]
+    if sys.platform != "linux":
+        return names
+    found = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
-        for _, name in socket.if_nameindex():
+        for name in names:
             with contextlib.suppress(OSError):  # it has none
-                answer = fcntl.ioctl(asked, 0x8915, struct.pack("256s", name.encode()))  # SIOCGIFADDR
-                found[name] = socket.inet_ntoa(answer[20:24])
+                fcntl.ioctl(asked, 0x8915, struct.pack("256s", name.encode()))  # SIOCGIFADDR
+                found.append(name)
     return found
 
 
 def check_host(nodes):
     """The host's name leads to an address that other nodes can reach: gloo tells them that one."""
-    host, own = socket.gethostname(), interfaces()
-    other = next((name for name in own if name != "lo"), "eth0")
+    host = socket.gethostname()
+    other = next((name for name in interfaces() if not name.startswith("lo")), "eth0")
     do = f"export GLOO_SOCKET_IFNAME={other}, or have /etc/hosts corrected"
     entry = "connectFullMesh failed"
     try:
@@ -103,22 +107,23 @@ def check_variables(environment, alone):
 
 def check_cpus():
     asked = int(os.environ.get("SLURM_CPUS_PER_TASK") or 0)
-    cpus = len(os.sched_getaffinity(0))
+    number = cpus()
     threads = os.environ.get("OMP_NUM_THREADS", "")
     entry = "for this process, which has asked for"
-    if cpus < asked:
-        text = f"{cpus} for this process, which has asked for {asked}: before srun, "
+    if number < asked:
+        text = f"{number} for this process, which has asked for {asked}: before srun, "
         return Finding("CPUs", ERROR, f"{text}export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK", entry)
-    if threads.isdigit() and int(threads) > cpus:
-        text = f"{cpus} for OMP_NUM_THREADS={threads} threads, which wait for each other: unset OMP_NUM_THREADS"
+    if threads.isdigit() and int(threads) > number:
+        text = f"{number} for OMP_NUM_THREADS={threads} threads, which wait for each other: unset OMP_NUM_THREADS"
         return Finding("CPUs", WARNING, text, entry)
-    return Finding("CPUs", OK, f"{cpus} for this process", cost=-cpus)
+    return Finding("CPUs", OK, f"{number} for this process", cost=-number)
 
 
 def memory_limit():
     """In bytes, of the control groups that this process is in, and of the machine."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    groups = Path("/proc/self/cgroup")
+    for line in groups.read_text().splitlines() if groups.exists() else []:  # on macOS there are none
         _, controllers, group = line.split(":", 2)
         root, file = ("/sys/fs/cgroup", "memory.max") if not controllers else ("", "")
         if "memory" in controllers.split(","):
@@ -144,6 +149,8 @@ def check_memory(local_size):
 
 def check_shared_memory(local_size, workers, batch):
     """Data workers hand their batches over in /dev/shm, each keeps two there. batch: images of a process."""
+    if not Path("/dev/shm").is_dir():  # macOS
+        return Finding("shared memory", OK, "there is no /dev/shm here, and none is needed")
     free = shutil.disk_usage("/dev/shm").free
     images = local_size * workers * 2 * batch
     small, large = images * 3 * 32 * 32 * 4, images * 3 * 224 * 224 * 4  # bytes: CIFAR's images, ImageNet's
@@ -183,7 +190,8 @@ def measure(folder):
             file.flush()
             os.fsync(file.fileno())
             write = 64 * 1.048576 / (time.monotonic() - start)
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # else it is read from memory
+            if hasattr(os, "posix_fadvise"):  # Linux; elsewhere it is read from memory
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 locks = True
@@ -245,7 +253,8 @@ def check_gpu(local_rank, local_size, asked):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if not count and not driver and not asked and not visible:
+    hidden = visible is not None and not re.match(r"[0-9]|GPU-|MIG-", visible)  # "", -1, NoDevFiles
+    if not count and not asked and (hidden or not (driver or visible)):
         return Finding("GPU", OK, "none, the training runs on CPUs")
     if not torch.version.cuda and not torch.version.hip:
         text = "this torch is built without GPUs: pip install torch again, from https://pytorch.org/get-started"
@@ -256,8 +265,16 @@ def check_gpu(local_rank, local_size, asked):
             text = f"{old}: install a torch for the driver's CUDA version"
             return Finding("GPU", ERROR, text, "The NVIDIA driver on your system is too old")
         text = f"torch sees none, CUDA_VISIBLE_DEVICES is {visible}: is there a driver? try   nvidia-smi   in the job"
+        if hidden:
+            text = f"CUDA_VISIBLE_DEVICES is {visible!r}, which hides all GPUs: ask for some, or unset it"
+        elif visible and not re.fullmatch(r"[0-9, ]+", visible):
+            text = f"torch sees none, CUDA_VISIBLE_DEVICES is {visible}: compare with   nvidia-smi -L   in the job"
         return Finding("GPU", ERROR, text, "Found no NVIDIA driver on your system.")
     if count < local_size:
+        if "MIG-" in (visible or ""):
+            text = f"{local_size} processes on this node, but CUDA shows a process one part of a GPU only "
+            text += f"(CUDA_VISIBLE_DEVICES={visible}): use --tasks_per_node 1, or whole GPUs"
+            return Finding("GPU", ERROR, text, "need a GPU each, but torch sees")
         text = f"{local_size} processes on this node, but torch sees {count}: --gpus_per_node {local_size}, "
         text += "and no srun --gpus-per-task or --gpu-bind, which hide the others"
         return Finding("GPU", ERROR, text, "need a GPU each, but torch sees")

@@ -8,6 +8,7 @@ not ok says what to do, and where lessons/troubleshooting.md says more. The exit
 """
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from src.launch.flags import parse
 from src.launch.job import ROOT, find_cluster
 from src.launch.ranks import MPICH, OPEN_MPI, TORCHRUN, drop_strays, started_by, started_by_srun
 from src.launch.script import python_command, sbatch_parameters
-from src.launch.slurm import ACTIVE, ask
+from src.launch.slurm import ACTIVE
 from src.launch.submit import free_port
 
 
@@ -31,16 +32,17 @@ def doctor(argv):
     if "--help" in argv or "-h" in argv:
         print(__doc__)
         return
-    own, rest = {"patience": "60", "code": None}, []
+    own, rest = {"--patience": "60", "--code": None}, []
     words = iter(argv)
     for word in words:
-        name, has_value, value = word.removeprefix("--").partition("=")
+        name, has_value, value = word.partition("=")
         if name in own:
             own[name] = value if has_value else next(words, "")
         else:
             rest.append(word)
-    if not own["patience"].isdigit() or own["patience"] == "0":
-        sys.exit(f"--patience {own['patience']} is not a number of seconds above 0")
+    own = {name.removeprefix("--"): value for name, value in own.items()}
+    if not re.fullmatch(r"0*[1-9][0-9]{0,3}", own["patience"]):
+        sys.exit(f"--patience {own['patience'][:40]!r} is not a whole number of seconds from 1 to 9999")
     request = parse(rest)
     job = request.job
     expected = {"code": own["code"]} if own["code"] else {}
@@ -86,6 +88,29 @@ def start_here(job, command):
     sys.exit(next((code for code in codes if code), 0))
 
 
+def job_in(answer):
+    """The job id in what `sbatch --parsable` printed: 12, or 12;cluster. Some sites print a banner before it."""
+    found = re.findall(r"^([0-9]+)(?:;\S*)?\s*$", answer, re.MULTILINE)
+    if not found:
+        sys.exit(f"sbatch printed no job id, but {answer.strip()[-80:]!r}: look for the job with   squeue --me")
+    return found[-1]
+
+
+def state_of(job_id):
+    """The state of the job in the queue, and why it waits. Not the accounting's: not every cluster has one.
+
+    While squeue does not answer, ask again: then nothing is known of the job.
+    """
+    while True:
+        squeue = ["squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--format=%T %r"]
+        done = subprocess.run(squeue, capture_output=True, text=True)
+        if done.returncode == 0 or "Invalid job id" in done.stderr:
+            state, _, reason = "".join(done.stdout.splitlines()[:1]).strip().partition(" ")
+            return state or "Slurm does not know it any more", reason
+        print(f"squeue does not answer ({' '.join(done.stderr.split())[-100:]}): asking again", flush=True)
+        time.sleep(10)
+
+
 def submit(job, command):
     """Submit a job with the script of a training, wait for it, and show what it found."""
     from src.doctor.code import digest
@@ -99,12 +124,12 @@ def submit(job, command):
     done = subprocess.run(["sbatch", "--parsable"], input=script, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit("Slurm did not take the job, nothing was submitted: see lessons/troubleshooting.md#slurm")
-    job_id = done.stdout.strip().split(";")[0]
+    job_id = job_in(done.stdout)
     logs = os.path.relpath(folder)
     print(f"job {job_id} writes to {logs}/{job_id}_0_log.out; Ctrl-C leaves it in the queue", flush=True)
     shown = None
     while True:
-        state, _, reason = ("".join(ask("squeue", "-h", "-j", job_id, "-o", "%T %r")[:1])).partition(" ")
+        state, reason = state_of(job_id)
         if state not in ACTIVE:
             break
         if state == "PENDING" and reason not in (shown, "None"):
@@ -117,5 +142,5 @@ def submit(job, command):
         if text.strip() and ("doctor: " not in first or path.name == f"{job_id}_0_log.out" or "doctor: " in text):
             print(text, end="")
     if "doctor: " not in first:
-        print(f"the job has ended without a report: {state or 'see   sacct -j ' + job_id}; its logs are in {logs}")
+        print(f"job {job_id} has ended without a report ({state}): look at its logs in {logs}, and at its nodes")
     sys.exit(0 if "doctor: 0 errors" in first else 1)

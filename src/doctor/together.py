@@ -1,6 +1,7 @@
 """What the processes find out together: do they meet, is their sum right, are they alike?"""
 
 import contextlib
+import errno
 import json
 import os
 import platform
@@ -17,7 +18,9 @@ import torch.distributed as dist
 
 from src.doctor.code import digest
 from src.doctor.findings import ERROR, OK, WARNING, Finding, within
+from src.launch.ranks import cpu_numbers
 from src.launch.slurm import ask
+from src.utils.processes import listen_here
 
 MEGABYTES = {"gloo": 16, "nccl": 256}  # that are added up
 LIMIT = 40  # seconds for one of these
@@ -29,7 +32,7 @@ def facts(gpu):
         "host": socket.gethostname(),
         "python": f"Python {platform.python_version()}, torch {torch.__version__}",
         "code": digest(),
-        "cpus": sorted(os.sched_getaffinity(0)),
+        "cpus": cpu_numbers(),
         "gpu": str(torch.cuda.get_device_properties(int(os.environ["LOCAL_RANK"])).uuid) if gpu else None,
     }
 
@@ -54,10 +57,11 @@ def meet(rank, size, patience):
     serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     if serves:
         try:
-            store = dist.TCPStore(address, port, size, True, limit, wait_for_workers=False)
-        except (RuntimeError, ValueError) as error:
+            listener = listen_here(port) if address == "127.0.0.1" else None
+            store = dist.TCPStore(address, port, size, True, limit, wait_for_workers=False, master_listen_fd=listener)
+        except (RuntimeError, ValueError, OSError) as error:
             text = f"port {port} is taken on {socket.gethostname()}: set MASTER_PORT to another, of all processes"
-            if "EADDRINUSE" not in str(error):
+            if "EADDRINUSE" not in str(error) and getattr(error, "errno", None) != errno.EADDRINUSE:
                 text = f"{address}:{port}: {str(error).splitlines()[0]}: is MASTER_ADDR this node?"
             return None, Finding("meeting", ERROR, text, "EADDRINUSE")
         return store, Finding("meeting", OK, f"at {address}, port {port}")
@@ -120,9 +124,9 @@ def all_reduce(backend, store, rank, size):
             entry = "Unable to find address for"
         text = re.sub(r"\[\S+:\d+\] ", "", str(error).strip().splitlines()[0])[:200]  # without torch's own file
         variable = f"{backend.upper()}_SOCKET_IFNAME"  # such as eth0, ib0
-        do = f"name the interface between the nodes with {variable}" + (
-            ", NCCL_DEBUG=INFO says more" * (device != "cpu")
-        )
+        do = f"name the interface between the nodes with {variable}"
+        if backend == "nccl":
+            do += ", NCCL_DEBUG=INFO says more"
         return Finding(check, ERROR, f"{text}: {do}", entry)
     if not right:
         return Finding(check, ERROR, "the sum is wrong: tell the administrators, and which nodes", "NCCL WARN")

@@ -51,34 +51,63 @@ def drop_strays():
         del os.environ[name]
 
 
-def first_set(names):
+def cpu_numbers() -> list[int]:
+    """The CPUs that this process may use. macOS does not say which, so there it is all of the machine."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def cpus() -> int:
+    """How many CPUs this process may use."""
+    return len(cpu_numbers())
+
+
+def number_in(name: str) -> int:
+    """The whole number in this variable. Exits with one sentence if it holds something else."""
+    value = os.environ[name]
+    if not re.fullmatch(r"[0-9]{1,9}", value):
+        sys.exit(f"{name} is {value[:40]!r}, not a whole number: unset it, or set it to what the launcher sets")
+    return int(value)
+
+
+def first_set(names: list[str]) -> int | None:
     """The whole number in the first of these variables that is set, else None."""
-    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), None)
+    return next((number_in(name) for name in names if os.environ.get(name)), None)
 
 
-def started_by(launcher):
+def started_by(launcher) -> tuple[int, int, int, int] | None:
     """(rank, processes, rank on the node, processes on the node) if this launcher started the process, else None."""
     rank, size, local_rank, local_size = (first_set(names) for names in launcher)
     if rank is None or size is None or local_rank is None:
         return None
-    return rank, size, local_rank, local_size or size
+    return rank, size, local_rank, size if local_size is None else local_size
 
 
-def started_by_srun():
+def started_by_srun() -> tuple[int, int, int, int] | None:
     """The same for a process of srun. SLURM_STEP_NUM_TASKS is srun's own: a batch script has SLURM_PROCID too."""
     rank, size = first_set(["SLURM_PROCID"]), first_set(["SLURM_STEP_NUM_TASKS"])
     if rank is None or size is None:
         return None
-    node = int(os.environ["SLURM_NODEID"])
+    needed = ["SLURM_NODEID", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE", "SLURM_STEP_NODELIST"]
+    lacking = [name for name in needed if not os.environ.get(name)]
+    if lacking:
+        sys.exit(f"SLURM_PROCID is set and {lacking[0]} is not: srun sets both; start with srun, or unset SLURM_PROCID")
     # How many processes on each node: "2(x3),1" is 2,2,2,1.
-    counts = []
-    for part in os.environ["SLURM_STEP_TASKS_PER_NODE"].split(","):
-        count, times = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part).groups()
-        counts += [int(count)] * int(times or 1)
-    return rank, size, int(os.environ["SLURM_LOCALID"]), counts[node]
+    counts, told = [], os.environ["SLURM_STEP_TASKS_PER_NODE"]
+    for part in told.split(","):
+        match = re.fullmatch(r"([0-9]+)(?:\(x([0-9]+)\))?", part)
+        counts += [int(match[1])] * int(match[2] or 1) if match else []
+    node = number_in("SLURM_NODEID")
+    if sum(counts) != size or node >= len(counts):
+        sys.exit(
+            f"SLURM_STEP_TASKS_PER_NODE={told[:40]} does not fit SLURM_STEP_NUM_TASKS={size} and SLURM_NODEID={node}: "
+            "start with srun, or unset the variables of Slurm"
+        )
+    return rank, size, number_in("SLURM_LOCALID"), counts[node]
 
 
-def first_host(nodes):
+def first_host(nodes: str) -> str:
     """The first of gpu[03-05,9],login1. In a container there may be no scontrol: then the list is read here."""
     try:
         names = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, timeout=60)
@@ -86,8 +115,10 @@ def first_host(nodes):
             return names.stdout.split()[0]
     except (OSError, subprocess.TimeoutExpired):
         pass
-    name, number = re.match(r"([^,\[]+)(?:\[([^],-]+))?", nodes).groups()
-    return name + (number or "")
+    first = re.match(r"(?:[^,\[\]\s]|\[[0-9][0-9,-]*\])+(?=,|$)", nodes)  # a comma in brackets does not end a name
+    if not first:
+        sys.exit(f"{nodes[:80]!r} is not a list of hosts, such as node[1-4]: set MASTER_ADDR to the first host")
+    return re.sub(r"\[([0-9]+)[^\]]*\]", r"\1", first[0])
 
 
 def port_of(job):
@@ -95,16 +126,41 @@ def port_of(job):
     return 20000 + zlib.crc32(job.encode()) % 12000
 
 
-def export_ranks():
+def export_ranks() -> None:
     """Set RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, GROUP_RANK, MASTER_ADDR, MASTER_PORT where they are not set.
 
-    Exits with one sentence when several nodes have no MASTER_ADDR and nobody to ask for it.
+    Exits with one sentence when these numbers cannot be, or when several nodes have no MASTER_ADDR and nobody to ask.
     """
-    if "RANK" in os.environ and "LOCAL_RANK" not in os.environ:
-        sys.exit("RANK is set and LOCAL_RANK is not: torchrun sets both, so unset RANK, or set all that torchrun sets")
+    of_torchrun = ["RANK", "LOCAL_RANK", "WORLD_SIZE"]
+    given = [name for name in of_torchrun if os.environ.get(name)]
+    if given and given != of_torchrun:
+        lacking = next(name for name in of_torchrun if name not in given)
+        sys.exit(
+            f"{given[0]} is set and {lacking} is not: torchrun sets both, so unset {given[0]}, "
+            "or set all that torchrun sets"
+        )
+    for name in OURS:  # an empty variable is as good as none
+        if not os.environ.get(name, "-"):
+            del os.environ[name]
+    for name in ("LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_PORT"):
+        if name in os.environ:
+            number_in(name)
+    if not 0 < int(os.environ.get("MASTER_PORT", 1)) < 65536:
+        sys.exit(f"MASTER_PORT is {os.environ['MASTER_PORT']}, not a port: take a number from 1 to 65535")
     told = started_by(TORCHRUN) or started_by(SUBMITIT_LOCAL) or started_by(OPEN_MPI) or started_by(MPICH)
     srun = None if told else started_by_srun()
     rank, size, local_rank, local_size = told or srun or (0, 1, 0, 1)
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", local_size))
+    if not (rank < size and local_rank < local_size <= size):
+        sys.exit(
+            f"a process cannot be number {rank} of {size}, and {local_rank} of {local_size} on its node "
+            "(the first is 0): unset RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE, or set them as torchrun does"
+        )
+    if told and "GROUP_RANK" not in os.environ and (size % local_size or rank % local_size != local_rank):
+        sys.exit(
+            f"process {rank} of {size} is number {local_rank} of {local_size} on its node: give each node equally many "
+            "processes, numbered node by node, with mpirun --map-by slot (Open MPI) or -ppn (others)"
+        )
     found = {
         "RANK": rank,
         "WORLD_SIZE": size,

@@ -60,7 +60,8 @@ def process_starts(pids):
     """
     if not pids:
         return {}
-    ps = ["ps", "-o", "pid=,stat=,lstart=", "-p", ",".join(str(pid) for pid in pids)]
+    # Of several columns in one -o macOS takes all but the first for a heading.
+    ps = ["ps", "-o", "pid=", "-o", "stat=", "-o", "lstart=", "-p", ",".join(str(pid) for pid in pids)]
     lines = subprocess.run(ps, capture_output=True, text=True, env=os.environ | {"LC_ALL": "C"}).stdout.splitlines()
     rows = [line.split(maxsplit=2) for line in lines]
     return {
@@ -73,7 +74,8 @@ def process_starts(pids):
 def descendants(pid):
     """A process and all that it started, parents first."""
     children = defaultdict(list)
-    for line in subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True).stdout.splitlines():
+    ps = ["ps", "-A", "-o", "pid=", "-o", "ppid="]
+    for line in subprocess.run(ps, capture_output=True, text=True).stdout.splitlines():
         child, parent = map(int, line.split())
         children[parent].append(child)
     found = [pid]

@@ -3,10 +3,50 @@
 The channel is gloo, on the CPUs: on a GPU a question and its answer would stop the work that is queued there.
 """
 
+import os
+import socket
+import sys
+
 import torch
 import torch.distributed as dist
 
 _channel = None
+
+
+def meet_on_this_machine() -> "dist.TCPStore | None":
+    """If all processes are on this machine, let nobody from outside connect to them.
+
+    By itself, torch has the first process listen on all interfaces, and whoever connects may send it code. A server
+    that listens on 127.0.0.1 only, made here, is what init_process_group() then finds (multi_tenant). torchrun brings
+    a server of its own.
+
+    Returns:
+        in the first process, what keeps the server alive
+    """
+    rank, size, port = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+    of_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if size == 1 or os.environ["LOCAL_WORLD_SIZE"] != str(size) or os.environ["MASTER_ADDR"] != "127.0.0.1":
+        return None
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
+    if loopback:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+    if rank != 0 or of_torchrun:
+        return None
+    try:
+        listener = listen_here(port)
+    except OSError as error:
+        sys.exit(
+            f"the processes cannot meet at port {port} of this machine ({os.strerror(error.errno)}): "
+            "give the same command again, or set MASTER_PORT to another"
+        )
+    return dist.TCPStore(
+        "127.0.0.1", port, size, True, multi_tenant=True, wait_for_workers=False, master_listen_fd=listener
+    )
+
+
+def listen_here(port: int) -> int:
+    """A socket that only processes of this machine can connect to."""
+    return socket.create_server(("127.0.0.1", port)).detach()
 
 
 def open_channel():

@@ -1,0 +1,84 @@
+"""Processes of one machine meet there, and nobody from outside can connect to them."""
+
+import contextlib
+import os
+import socket
+import time
+
+import psutil
+import pytest
+from training import Training, free_port
+
+from src.utils.processes import meet_on_this_machine
+
+FLAGS = "--model.arch mlp --max_epochs 1 --limit_train_batches 40 --limit_val_batches 2 --batch_size 64"
+LOOPBACK = {"127.0.0.1", "::1"}
+
+
+def listening(pids):
+    """The addresses at which these processes and their children listen."""
+    found = set()
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+                found |= {one.laddr.ip for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN}
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_listen_to_this_machine_only(strategy, tmp_path):
+    training = Training(tmp_path / "run", f"{FLAGS} --strategy {strategy}", processes=2)
+    seen = set()
+    while training.running():
+        seen |= listening(training.pids)
+        time.sleep(0.02)
+    training.ends_well()
+    assert seen and seen <= LOOPBACK
+
+
+@pytest.fixture
+def one_of_two(monkeypatch):
+    """The first of two processes of this machine."""
+    ranks = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    monkeypatch.setattr(os, "environ", ranks | {"MASTER_PORT": str(free_port())})
+
+
+def test_the_server_is_gone_when_nobody_holds_it(one_of_two):
+    port = int(os.environ["MASTER_PORT"])
+    store = meet_on_this_machine()
+    assert listening([os.getpid()]) <= LOOPBACK
+    socket.create_connection(("127.0.0.1", port)).close()
+    del store
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"WORLD_SIZE": "4"},  # several nodes
+        {"RANK": "1"},  # the first process has the server
+        {"MASTER_ADDR": "node1"},  # set by somebody who wants the processes to meet elsewhere
+        {"TORCHELASTIC_USE_AGENT_STORE": "True"},  # torchrun's server
+    ],
+)
+def test_no_server_of_ours(one_of_two, other):
+    os.environ.update(other)
+    assert meet_on_this_machine() is None
+
+
+def test_a_port_that_is_taken_is_one_sentence(one_of_two):
+    says = r"cannot meet at port \d+ of this machine \(Address already in use\): .* set MASTER_PORT to another"
+    with (
+        socket.create_server(("127.0.0.1", int(os.environ["MASTER_PORT"]))),
+        pytest.raises(SystemExit, match=says),
+    ):
+        meet_on_this_machine()
+
+
+def test_an_interface_that_the_user_named_stays(one_of_two):
+    os.environ["GLOO_SOCKET_IFNAME"] = "eth7"
+    store = meet_on_this_machine()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "eth7"
+    del store
