@@ -200,6 +200,6 @@ class Team:
             self.signs[rank] = touched, time.monotonic()
         elif time.monotonic() - self.signs[rank][1] > PATIENCE:
             raise PackError(
-                f"task {rank} has given no sign of life for {PATIENCE} s: was it killed, or does an item take more than "
-                f"{STUCK} s?"
+                f"task {rank} has given no sign of life for {PATIENCE} s: was it killed, or does an item take more "
+                f"than {STUCK} s?"
             )

@@ -235,8 +235,8 @@ class RawHDF5Dataset(Dataset):
                 if self.stacked and rows != self.counts[name]:
                     has = "is no array" if rows is None else f"has {rows} rows"
                     raise PackError(
-                        f"{self.path}: {key} in the group {name} {has}, but the index says {self.counts[name]}: pack the "
-                        "data again"
+                        f"{self.path}: {key} in the group {name} {has}, but the index says {self.counts[name]}: pack "
+                        "the data again"
                     )
                 small = self.stacked and dataset.ndim == 1 and dataset.nbytes <= SMALL
                 as_in_memory = self.stacked and lies_as_in_memory(dataset)
