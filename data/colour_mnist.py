@@ -189,4 +189,10 @@ def save_picture(path):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Draw some test images of colour-mnist.")
     parser.add_argument("--picture", type=Path, required=True, help="the PNG file to write")
-    save_picture(parser.parse_args().picture)
+    picture = parser.parse_args().picture
+    if picture.suffix != ".png":
+        parser.error(f"--picture {str(picture)[:200]!r}: give the path of a .png file")
+    try:
+        save_picture(picture)
+    except (OSError, ValueError) as error:
+        parser.error(f"{error}: run `python data/get_data.py mnist` first, or name another file")

@@ -6,7 +6,8 @@
     python data/get_data.py --check                says which data sets are there and intact, writes nothing
 
 A data set that is there and intact is left alone, so every job may call this first. Any number of processes may call
-it at once: a file gets its final name only when it is complete and its checksum is right.
+it at once: a file gets its final name only when it is complete and its checksum is right. A file of yours that has the
+name of one of these files, but other content, is never replaced.
 
 Exit status: 0 when every data set asked for is ready, 1 when one is not, 2 for a mistake on the command line, 130 for
 Ctrl-C. `--check` without names asks for MNIST only: another data set may be missing, but must not be broken.
@@ -19,6 +20,8 @@ import gzip
 import hashlib
 import os
 import shlex
+import signal
+import stat
 import sys
 import time
 from pathlib import Path
@@ -60,13 +63,23 @@ ARCHIVES = {
     },
     "cifar10": {"cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"},
 }
+SIZES = {  # bytes: what a host sends beyond them is not read
+    "MNIST/raw/train-images-idx3-ubyte.gz": 9_912_422,
+    "MNIST/raw/train-labels-idx1-ubyte.gz": 28_881,
+    "MNIST/raw/t10k-images-idx3-ubyte.gz": 1_648_877,
+    "MNIST/raw/t10k-labels-idx1-ubyte.gz": 4_542,
+    "cifar-10-python.tar.gz": 170_498_071,
+}
 HOSTS = {
-    "mnist": ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/"),
+    "mnist": ("https://ossci-datasets.s3.amazonaws.com/mnist/",),
     "cifar10": ("https://www.cs.toronto.edu/~kriz/",),
 }
 
 BLOCK = 1 << 20  # bytes read at a time
 TIMEOUT = 20  # seconds without an answer from a host
+PATIENCE = 60  # seconds in which a host has to send at least
+SLOWEST = 600_000  # bytes, or the rest
+TRIES = 3  # connections that bring less than that, then the next host is asked
 LEFTOVER_AGE = 3600  # seconds after which a temporary file belongs to a process that was killed
 
 
@@ -96,10 +109,19 @@ def blocks(file):
 def checksum(path, digest):
     """The checksum of a file, of the same kind as `digest`."""
     hashed = new_hash(digest)
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=open_regular) as file:
         for block in blocks(file):
             hashed.update(block)
     return hashed.hexdigest()
+
+
+def open_regular(path, flags=os.O_RDONLY):
+    """For open(opener=...): do not wait for the other end of a FIFO, do not read a device."""
+    file = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return file
 
 
 def state(path, digest):
@@ -107,7 +129,7 @@ def state(path, digest):
     try:
         return "ok" if checksum(path, digest) == digest else "broken"
     except FileNotFoundError:
-        return "missing"
+        return "broken" if path.is_symlink() else "missing"
     except OSError:
         return "broken"
 
@@ -115,7 +137,7 @@ def state(path, digest):
 def remove_leftovers(folder, pattern):
     """Delete the temporary files that processes left behind when they were killed."""
     for path in folder.glob(pattern):
-        with contextlib.suppress(FileNotFoundError):  # another process was faster
+        with contextlib.suppress(OSError):  # another process was faster, or it is none of ours
             if time.time() - path.stat().st_mtime > LEFTOVER_AGE:
                 path.unlink()
 
@@ -126,14 +148,24 @@ def unique():
 
 
 def write(path, chunks, digest):
-    """Write the chunks of bytes to `path`, which either stays as it was or is complete and right."""
+    """Write the chunks of bytes to `path`, which either stays as it was or is complete and right.
+
+    What is there may be the beginning of the right file, which an interrupted copy has left. Raises DataError if it is
+    another file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path.parent, ".tmp-*")
+    remove_leftovers(path.parent, f".tmp-*-{path.name}")
     temporary = path.with_name(f".tmp-{unique()}-{path.name}")  # the same folder, so that os.replace is atomic
     hashed = new_hash(digest)
-    try:
+    with contextlib.ExitStack() as stack:
+        there = None
+        if os.path.lexists(path):
+            there = stack.enter_context(open(path, "rb", opener=open_regular))
+        stack.callback(temporary.unlink, missing_ok=True)
         with open(temporary, "xb") as file:
             for chunk in chunks:
+                if there and not chunk.startswith(there.read(len(chunk))):
+                    raise other_file(path)
                 file.write(chunk)
                 hashed.update(chunk)
             file.flush()
@@ -143,9 +175,16 @@ def write(path, chunks, digest):
                 f"{path.name} came out with the checksum {hashed.hexdigest()} instead of {digest}, so it was not kept: "
                 "this is a bug in data/, please report it with the versions of Python and numpy."
             )
+        if there and there.read(1):
+            raise other_file(path)
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def other_file(path):
+    return DataError(
+        f"{path} has this name, but is another file, or is damaged, so it was left as it is: move or delete it, or "
+        "name another folder with --data_dir"
+    )
 
 
 def show_progress(text):
@@ -155,6 +194,37 @@ def show_progress(text):
 
 
 # ------------------------------------------------------------------------------------------------- download
+
+
+@contextlib.contextmanager
+def time_limit(seconds):
+    """Raises TimeoutError after so many seconds, also between two bytes. For the main thread."""
+
+    def stop(*_):
+        raise TimeoutError(f"no answer in {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def open_url(request):
+    """The answer to a request. A redirect may lead to https, else only to where it is no less safe."""
+    import urllib.request
+
+    class Redirect(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, request, file, code, message, headers, url):
+            scheme = url.split(":")[0]
+            if scheme not in ("https", request.type):
+                raise OSError(0, f"the host leads to an address that begins with {scheme[:10]}:, not with https:")
+            return super().redirect_request(request, file, code, message, headers, url)
+
+    with time_limit(PATIENCE):
+        return urllib.request.build_opener(Redirect).open(request, timeout=TIMEOUT)
 
 
 def download_blocks(url, part):
@@ -170,15 +240,20 @@ def download_blocks(url, part):
     end = None
     request = urllib.request.Request(url, headers={"Range": f"bytes={offset}-"} if offset else {})
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        with open_url(request) as response:
             if response.status != 206:  # the host sends the whole file
                 offset = 0
             if "Content-Length" in response.headers:
                 end = offset + int(response.headers["Content-Length"])
-            while block := response.read(BLOCK):
+            since, began = offset, time.monotonic()
+            while block := response.read1(BLOCK):  # what has come, not waiting for more
                 yield offset, block
                 offset += len(block)
                 show_progress(f"{url}: {offset / 1e6:.0f} of {(end or 0) / 1e6:.0f} MB")
+                if time.monotonic() - began > PATIENCE:
+                    if offset - since < SLOWEST:
+                        raise NetworkError(f"sent only {offset - since} bytes in {PATIENCE} s")
+                    since, began = offset, time.monotonic()
     except (OSError, http.client.HTTPException, ValueError) as error:
         if isinstance(error, urllib.error.HTTPError) and error.code == 416:
             return  # nothing comes after what is here already; its checksum tells whether it is right
@@ -190,20 +265,22 @@ def download_blocks(url, part):
         raise NetworkError(f"the connection broke after {offset} of {end} bytes")
 
 
-def download_rest(url, part):
-    """Add to the file `part` what it lacks of the file at `url`."""
-    with open(part, "ab") as file:
+def download_rest(url, part, limit):
+    """Add to the file `part` what it lacks of the file at `url`, up to `limit` bytes and a block."""
+    with open(part, "ab", opener=lambda path, flags: open_regular(path, flags | os.O_NOFOLLOW)) as file:
         for offset, block in download_blocks(url, part):
             if offset == 0:
                 file.truncate(0)
             file.write(block)
+            if offset + len(block) > limit:
+                break
 
 
 def size(path):
     return path.stat().st_size if path.exists() else 0
 
 
-def download(urls, target, digest):
+def download(urls, target, digest, limit):
     """Download `target` from the first of `urls` that has it; raise NetworkError, with all reasons, when none has.
 
     What a broken download has got so far is kept as `target`.part for the next call. A process takes that file over by
@@ -213,25 +290,30 @@ def download(urls, target, digest):
     kept = target.with_name(f"{target.name}.part")
     part = target.with_name(f"{kept.name}-{unique()}")
     remove_leftovers(target.parent, f"{kept.name}-*")
-    with contextlib.suppress(FileNotFoundError):  # there is none, or another process was faster
-        os.rename(kept, part)
+    if kept.is_file() and not kept.is_symlink():
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            os.rename(kept, part)
     problems = []
     try:
         for url in urls:
-            restarted = False
+            restarted, tries = False, 0
             while True:
                 before = size(part)
                 try:
-                    download_rest(url, part)
+                    download_rest(url, part, limit)
                 except NetworkError as error:
                     problem = str(error)
-                    if size(part) > before:  # as long as it gets on, it goes on
+                    tries = 0 if size(part) >= before + SLOWEST else tries + 1
+                    if size(part) > before and tries < TRIES:  # as long as it gets on, it goes on
+                        time.sleep(tries)
                         continue
                     break
                 if state(part, digest) == "ok":
                     os.replace(part, target)
                     return
                 problem = f"sent a file with the MD5 {checksum(part, digest)} instead of {digest}"
+                if size(part) > limit:
+                    problem = f"sent more than the {limit} bytes of the file"
                 part.unlink()
                 if restarted or not before:
                     break
@@ -255,7 +337,7 @@ def fetch_archives(name, data_dir, paths):
     for path in missing:
         try:
             filename = path.split("/")[-1]
-            download([host + filename for host in HOSTS[name]], found[path], ARCHIVES[name][path])
+            download([host + filename for host in HOSTS[name]], found[path], ARCHIVES[name][path], SIZES[path])
         except NetworkError as error:
             urls = " ".join(HOSTS[name][0] + path.split("/")[-1] for path in missing)
             raise DataError(
@@ -314,10 +396,12 @@ GET = {"mnist": get_mnist, "cifar10": get_cifar10, "colour-mnist": get_colour_mn
 
 def get(name, data_dir):
     """Make the data set `name` ready in the folder `data_dir` if it is not, and print one line."""
-    paths = [path for path, digest in FILES[name].items() if state(data_dir / path, digest) != "ok"]
-    if paths:
-        GET[name](data_dir, paths)
-    print(f"{name}: {'ready' if paths else 'already'} in {data_dir}")
+    states = {path: state(data_dir / path, digest) for path, digest in FILES[name].items()}
+    for wanted in ("broken", "missing"):  # in this order: before one is written, it is sure that none is another file
+        paths = [path for path in states if states[path] == wanted]
+        if paths:
+            GET[name](data_dir, paths)
+    print(f"{name}: {'already' if set(states.values()) == {'ok'} else 'ready'} in {data_dir}")
 
 
 def check(name, data_dir):
@@ -330,13 +414,34 @@ def check(name, data_dir):
     return f"broken: {broken[0]}" if broken else "missing"
 
 
+def folder(text):
+    """The folder that --data_dir names, absolute. Raises ValueError, one sentence, if there can be none."""
+    shown = ascii(text) if len(text) <= 100 else f"{ascii(text[:100])}..."
+    if not text or "\0" in text:
+        raise ValueError(f"--data_dir {shown} is not the path of a folder")
+    try:
+        path = Path(text).expanduser().absolute()
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"--data_dir {shown} is a file: give the path of a folder")
+    except RuntimeError:
+        raise ValueError(f"--data_dir {shown}: there is no such user: give the whole path") from None
+    except OSError as error:
+        raise ValueError(f"--data_dir {shown}: {error.strerror}: give another folder") from None
+    return path
+
+
 def main():
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="surrogateescape")  # a path need not be UTF-8
     parser = argparse.ArgumentParser(description="Get a data set, or check the ones that are there.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(FILES))
-    parser.add_argument("--data_dir", type=Path, default=HERE, help="folder of the data sets (default: %(default)s)")
+    parser.add_argument("--data_dir", default=str(HERE), help="folder of the data sets (default: %(default)s)")
     parser.add_argument("--check", action="store_true", help="only say what is there and intact, write nothing")
     args = parser.parse_args()
-    data_dir = args.data_dir.expanduser().absolute()
+    try:
+        data_dir = folder(args.data_dir)
+    except ValueError as error:
+        parser.error(str(error))
     for name in args.names:
         if name not in FILES:
             parser.error(f"there is no data set {name!r}: choose from {', '.join(FILES)}")
@@ -363,8 +468,9 @@ def main():
             return 130
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            reason = error.strerror or str(error) or type(error).__name__
             print(
-                f"{name}: {error.strerror}: {error.filename or data_dir}: "
+                f"{name}: {reason}: {error.filename or data_dir}: "
                 f"{'free some space' if full else 'get access to it'} or name another folder with --data_dir.",
                 file=sys.stderr,
             )

@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from lesson import REPOSITORY, Lesson, epochs
+from lesson import REPOSITORY, Lesson, epochs, until
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_convert
 
@@ -440,7 +440,7 @@ def test_a_full_disk_is_one_sentence(tmp_path):
 # ------------------------------------------------------------------------------------------------ many tasks
 
 
-# Imports no torch, so that it starts at once. WHAT is well, unequal, or raise-ITEM or kill-ITEM.
+# Imports no torch, so that it starts at once. WHAT is well, unequal, kill-join, or raise-ITEM, kill-ITEM or hang-ITEM.
 PARALLEL = """
 import os, signal, sys, time
 repository, path, what = sys.argv[1:]
@@ -449,7 +449,9 @@ import numpy as np
 from src.hdf5 import parallel
 from src.hdf5.index import PackError
 from src.hdf5.writer import HDF5Writer
-parallel.PATIENCE = 4
+parallel.PATIENCE, parallel.STUCK = 4, 3
+if what == "kill-join":  # task 0, when all the others wait for it
+    parallel.join = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 
 class Numbers(HDF5Writer):
     def prepare_globals(self):
@@ -459,6 +461,8 @@ class Numbers(HDF5Writer):
     def prepare_group(self, item, context):
         if what == f"kill-{item}":
             os.kill(os.getpid(), signal.SIGKILL)
+        if what == f"hang-{item}":
+            time.sleep(120)
         if what == f"raise-{item}":
             raise RuntimeError("this one is broken")
         time.sleep(0.01)
@@ -486,6 +490,10 @@ def write_parallel(path, what, tasks=4):
         )
         for rank in range(tasks)
     ]
+    if what.startswith("hang"):  # whoever started them ends a task that hangs, as srun does
+        until(lambda: sum(task.poll() is not None for task in started) == tasks - 1, 60)
+        for task in started:
+            task.kill()
     outputs = [task.communicate(timeout=300) for task in started]
     return [(task.returncode, *output) for task, output in zip(started, outputs, strict=True)]
 
@@ -524,14 +532,32 @@ def test_4_tasks_write_what_one_writes(tmp_path):
         ("raise-6", "item 6: RuntimeError: this one is broken"),
         ("unequal", "the tasks had [5, 6, 7, 8] items"),
         ("kill-7", "task 3 has given no sign of life for 4 s"),
+        ("kill-join", "task 0 has given no sign of life for 4 s"),
+        ("hang-7", "task 3 has given no sign of life for 4 s: was it killed, or does an item take more than 3 s?"),
     ],
 )
 def test_one_task_that_fails_stops_all(tmp_path, what, reason):
     ended = write_parallel(tmp_path / "data.h5", what)
     for code, _, errors in ended:
         assert code == -signal.SIGKILL or (code == 1 and "stopped: " in errors and reason in errors), ended
-    assert [code for code, _, _ in ended].count(-signal.SIGKILL) == (what == "kill-7")
+    assert [code for code, _, _ in ended].count(-signal.SIGKILL) == what.startswith(("kill", "hang"))
     assert not (tmp_path / "data.h5").exists() and not (tmp_path / "data.json").exists()
+
+
+def test_a_second_start_leaves_the_shards_of_a_renamed_file_alone(tmp_path):
+    path, old = tmp_path / "data.h5", tmp_path / "old.h5"
+    write_parallel(path, "well", tasks=2)
+    path.rename(old)
+    index_path(path).rename(index_path(old))
+    before = verify(old)
+    for code, _, errors in write_parallel(path, "raise-49", tasks=2):
+        assert code == 1 and "item 49" in errors
+    shutil.rmtree(next(tmp_path.glob("data.tasks-*")))  # as the message of the next start says
+    for code, _, errors in write_parallel(path, "well", tasks=2):
+        assert code == 0, errors
+    assert verify(old) == before and verify(path).id != before.id
+    same_content(old, path)
+    assert not list(tmp_path.glob("data.tasks-*"))
 
 
 @pytest.mark.slow

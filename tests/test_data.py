@@ -3,6 +3,7 @@
 python -m pytest tests/test_data.py      under a minute, needs no network
 """
 
+import contextlib
 import hashlib
 import http.server
 import io
@@ -126,7 +127,10 @@ def test_unpacks_what_torchvision_reads(folder):
 def test_the_checksums_are_those_of_torchvision():
     datasets = pytest.importorskip("torchvision").datasets
     assert {f"{RAW}/{name}": md5 for name, md5 in datasets.MNIST.resources} == get_data.ARCHIVES["mnist"]
-    assert tuple(datasets.MNIST.mirrors) == get_data.HOSTS["mnist"]
+    # The original site has no https.
+    assert [url for url in datasets.MNIST.mirrors if url.startswith("https:")] == list(get_data.HOSTS["mnist"])
+    assert get_data.SIZES.keys() == get_data.ARCHIVES["mnist"].keys() | get_data.ARCHIVES["cifar10"].keys()
+    assert all((DATA / path).stat().st_size == get_data.SIZES[path] for path in get_data.ARCHIVES["mnist"])
     cifar10 = datasets.CIFAR10
     batches = {name: md5 for name, md5 in cifar10.train_list + cifar10.test_list}
     batches[cifar10.meta["filename"]] = cifar10.meta["md5"]
@@ -159,6 +163,43 @@ def test_a_damaged_unpacked_file_is_unpacked_again(folder):
     assert (result.returncode, result.stdout) == (1, f"mnist: broken: {folder / TRAIN_IMAGES}\n")
     assert run(folder, "mnist").returncode == 0
     assert set(states(folder, "mnist").values()) == {"ok"}
+
+
+@pytest.mark.parametrize("change", ["other", "one byte", "longer", "fifo", "folder", "dangling"])
+def test_a_file_of_yours_is_never_replaced(folder, change):
+    """Fashion-MNIST and KMNIST are distributed under the names of MNIST's files."""
+    assert run(folder, "mnist").returncode == 0
+    labels, images = folder / f"{RAW}/t10k-labels-idx1-ubyte", folder / TRAIN_IMAGES
+    content = labels.read_bytes()
+    images.unlink()
+    labels.unlink()
+    match change:
+        case "other":
+            labels.write_bytes(content[:8] + content[:7:-1])
+        case "one byte":
+            labels.write_bytes(content[:-1] + b"x")
+        case "longer":
+            labels.write_bytes(content + b"x")
+        case "fifo":
+            os.mkfifo(labels)
+        case "folder":
+            labels.mkdir()
+        case "dangling":
+            labels.symlink_to("nowhere")
+    before = (os.lstat(labels), labels.read_bytes() if labels.is_file() else None)
+    assert_one_sentence(run(folder, "mnist"), str(labels), "name another folder with --data_dir")
+    assert (os.lstat(labels).st_mtime_ns, os.lstat(labels).st_ino) == (before[0].st_mtime_ns, before[0].st_ino)
+    assert (labels.read_bytes() if labels.is_file() else None) == before[1]
+    assert not images.exists() and leftovers(folder) == []  # nothing was mixed with it
+    assert run(folder, "--check", "mnist").stdout == f"mnist: broken: {labels}\n"
+
+
+def test_a_file_that_only_begins_with_a_dot_is_yours(folder):
+    notes = folder / RAW / ".tmp-notes"
+    notes.write_text("mine")
+    os.utime(notes, (0, 0))
+    assert run(folder, "mnist").returncode == 0
+    assert notes.read_text() == "mine"
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "empty"])
@@ -410,6 +451,70 @@ def test_eight_downloads_at_once(tmp_path, cifar10):
     assert_has_cifar10(tmp_path, cifar10)
 
 
+class Odd(http.server.BaseHTTPRequestHandler):
+    """A host that never stops, is slow, or leads elsewhere, as the path says."""
+
+    def do_GET(self):
+        kind = self.path.split("/")[1]
+        if kind == "redirect":
+            self.send_response(302)
+            self.send_header("Location", f"{self.path.split('/')[2]}://127.0.0.1:{self.server.server_port}/file")
+            self.end_headers()
+            return
+        with contextlib.suppress(OSError):  # whoever asks has had enough
+            if kind != "header":
+                self.send_response(200)
+                self.end_headers()
+            for _ in range(10_000):
+                self.wfile.write(b"x" * (1_000_000 if kind == "endless" else 1))
+                if kind != "endless":
+                    time.sleep(0.05)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("endless", "sent more than the 2000000 bytes"),
+        ("slow", "sent only .* bytes in 0.5 s"),
+        ("header", "no answer in 0.5 s"),
+        ("redirect/ftp", "begins with ftp:, not with https:"),
+        ("redirect/file", "'file://.*' is not allowed"),
+    ],
+)
+def test_a_host_that_is_no_good_is_given_up(tmp_path, monkeypatch, kind, words):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(get_data, "PATIENCE", 0.5)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Odd)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    began = time.monotonic()
+    try:
+        with pytest.raises(get_data.NetworkError, match=words):
+            get_data.download([f"http://127.0.0.1:{server.server_port}/{kind}/"], tmp_path / "x", "0" * 32, 2_000_000)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert time.monotonic() - began < 30
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 1000
+
+
+def test_all_hosts_are_asked_by_https():
+    assert all(host.startswith("https://") for hosts in get_data.HOSTS.values() for host in hosts)
+
+
+def test_an_unfinished_download_that_is_a_link_is_left_alone(tmp_path, cifar10):
+    fill(tmp_path, archives=False)
+    other = tmp_path.parent / "other"
+    other.write_bytes(b"mine")
+    (tmp_path / "cifar-10-python.tar.gz.part").symlink_to(other)
+    with Server(cifar10[1]) as server:
+        assert run(tmp_path, "cifar10", patch=patched(cifar10, server.url), env=LOCAL).returncode == 0
+    assert other.read_bytes() == b"mine"
+
+
 def test_an_archive_brought_by_hand_needs_no_network(tmp_path, cifar10):
     fill(tmp_path, archives=False)
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(cifar10[1])
@@ -519,3 +624,28 @@ def test_an_unknown_name_lists_what_is_allowed(folder, args):
     assert result.returncode == 2
     assert "mnist, cifar10, colour-mnist" in result.stderr.splitlines()[-1]
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("data_dir", "words"),
+    [
+        ("~nouser/x", "no such user"),
+        ("x" * 300, "File name too long"),
+        ("", "not the path of a folder"),
+        (__file__, "is a file"),
+    ],
+)
+def test_a_data_dir_that_cannot_be(folder, data_dir, words):
+    for more in ([], ["--check"]):
+        result = run(folder, "mnist", f"--data_dir={data_dir}", *more)
+        assert result.returncode == 2 and result.stdout == ""
+        assert words in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
+    with pytest.raises(ValueError, match="not the path of a folder"):
+        get_data.folder("a\0b")
+
+
+def test_a_data_dir_that_is_not_utf_8(folder, tmp_path_factory):
+    odd = os.fsdecode(bytes(tmp_path_factory.mktemp("odd")) + b"/M\xfcller")
+    line = command(folder, "mnist", f"--data_dir={odd}")
+    done = subprocess.run(line, env=os.environ | NO_NETWORK | {"PYTHONUTF8": "1"}, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"") and done.stdout == b"mnist: ready in " + os.fsencode(odd) + b"\n"

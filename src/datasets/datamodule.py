@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from src.datasets.batches import Batches, make_loader
+from src.hdf5.files import full_path
 from src.utils.seeds import seed_for
 
 DATA_DIR = Path(__file__).resolve().parents[2] / "data"
@@ -41,7 +42,10 @@ class DataModule(L.LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
-        self.data_dir = Path(data_dir or DATA_DIR)
+        try:
+            self.data_dir = full_path(data_dir or DATA_DIR)  # as data/get_data.py reads it
+        except ValueError as error:
+            sys.exit(f"data_dir {error}")
         self.shuffle = True  # of the training images
 
     def make_loader(self, dataset, train=False):

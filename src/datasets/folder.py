@@ -1,13 +1,16 @@
-"""Your own images, in a folder for each class: train/<class>/*.jpg and test/<class>/*.jpg, or any other format."""
+"""Your own images, in a folder for each class: train/<class>/*.jpg and test/<class>/*.jpg, or any other format.
+
+Photographs are turned as the camera was held. Images of more than 8 bits per colour value are refused.
+"""
 
 import sys
 
 import torch
-from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
 from src.datasets.images import ImageDataModule
+from src.utils.image_files import ImageError, ImageFiles, check_same_classes
 
 
 class Folder(ImageDataModule):
@@ -20,11 +23,17 @@ class Folder(ImageDataModule):
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         train_files = self.find("train")
+        if len(train_files.classes) < 2:
+            sys.exit(
+                f"{train_files.folder} has the class {train_files.classes[0]} only: a classifier needs two or more"
+            )
         if len(train_files) < 10:
             folder = self.data_dir / "train"
             sys.exit(f"{folder} has only {len(train_files)} images: it takes 10 to put one of them aside")
-        if self.find("test").classes != train_files.classes:
-            sys.exit(f"the folders in {self.data_dir / 'test'} do not have the names of those in train")
+        try:
+            check_same_classes(train_files, self.find("test"))
+        except ImageError as error:
+            sys.exit(str(error))
         self.classes = train_files.classes
         self.shape = list(self.decode(train_files, 0).shape)  # that of the first image: the network's input
 
@@ -34,16 +43,16 @@ class Folder(ImageDataModule):
     def find(self, part):
         """The files below train/ or test/. Nothing is read yet."""
         try:
-            return ImageFolder(self.data_dir / part)
-        except OSError as error:  # no such folder, no folders for classes, one without images, or it may not be read
-            sys.exit(f"{self.data_dir / part}: {error}")
+            return ImageFiles(self.data_dir / part)
+        except ImageError as error:
+            sys.exit(str(error))
 
     def decode(self, files, index):
         """One image: uint8 (3, H, W)."""
         try:
             image, _ = files[index]
-        except Exception as error:  # for a broken file Pillow raises OSError, SyntaxError, ValueError and its own
-            sys.exit(f"{files.samples[index][0]} cannot be read as an image: {error}")
+        except ImageError as error:
+            sys.exit(str(error))
         return pil_to_tensor(image)
 
     def load(self, train):

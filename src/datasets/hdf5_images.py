@@ -6,13 +6,12 @@ python run.py --data HDF5Images --data.path digits.h5 --data.stage auto     copy
 """
 
 import sys
-from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
 
 from src.datasets.images import ImageDataModule, split
-from src.hdf5.index import PackError, read_index
+from src.hdf5.index import PackError, checked_path, read_index
 from src.hdf5.reader import HDF5Dataset
 from src.hdf5.staging import stage
 
@@ -34,6 +33,15 @@ class Pairs(Dataset):
     def __getitems__(self, indices):
         batch = self.items.__getitems__(self.indices[torch.as_tensor(indices)])
         return batch["image"], batch["label"]
+
+
+def is_list(value, kind, length=None):
+    """Whether this is a list of values of one type, and of this length."""
+    return isinstance(value, list) and all(type(one) is kind for one in value) and length in (None, len(value))
+
+
+def is_tensor(value, dtype, shape):
+    return isinstance(value, torch.Tensor) and value.dtype == dtype and list(value.shape) == shape
 
 
 class HDF5Images(ImageDataModule):
@@ -65,15 +73,19 @@ class HDF5Images(ImageDataModule):
             stage: read from a copy in this folder on the node's local disk; auto: in $SLURM_TMPDIR or $TMPDIR
         """
         super().__init__(batch_size, num_workers, seed, data_dir, augment)
-        self.path, self.stage = Path(path).expanduser(), stage
+        self.stage = stage
         self.crop, self.flip = crop, flip
         try:
+            self.path = checked_path(path)
             about = read_index(self.path).about
         except PackError as error:
             sys.exit(str(error))
-        if not {"shape", "classes"} <= set(about):
+        self.path = self.path.absolute()
+        self.shape, self.classes = about.get("shape"), about.get("classes")
+        if not is_list(self.shape, int, 3) or min(self.shape) < 1 or not is_list(self.classes, str):
             sys.exit(f"{self.path} was not written by src/hdf5/pack.py: shape and classes of its images are unknown")
-        self.shape, self.classes = about["shape"], about["classes"]
+        if len(self.classes) < 2:
+            sys.exit(f"{self.path} has {len(self.classes)} class only: a classifier needs two")
         self.mean, self.std = [0.5] * self.shape[0], [0.5] * self.shape[0]  # from 0 to 1 becomes -1 to 1
 
     def prepare_data(self):
@@ -84,8 +96,14 @@ class HDF5Images(ImageDataModule):
         training = stage in ("fit", "validate")
         try:
             items = HDF5Dataset(self.local_path(), "train" if training else "test")
+            first = items[0] if len(items) else {}
         except PackError as error:
             sys.exit(str(error))
+        image, label = first.get("image"), first.get("label")
+        if first and not (is_tensor(image, torch.uint8, self.shape) and is_tensor(label, torch.int64, [])):
+            sys.exit(f"{self.path} was not written by src/hdf5/pack.py: its images and labels are not as it says")
+        if not first:
+            sys.exit(f"{self.path} has no images for {'training' if training else 'the test'}: pack some")
         if not training:
             self.test_set = Pairs(items, torch.arange(len(items)))
             return

@@ -9,17 +9,37 @@ from pathlib import Path
 
 import h5py
 
+from src.hdf5.files import open_own
 from src.hdf5.index import PackError, index_path, is_index, open_file, sha256, write_index
 
 
 def refuse_to_overwrite(path):
-    if path.exists():
+    try:
+        os.lstat(path.parent)
+        if not path.parent.is_dir():
+            raise NotADirectoryError
+        taken, index = os.path.lexists(path), index_path(path)
+        # An index without its file was left by a writer that was killed.
+        taken_index = os.path.lexists(index) and not is_index(index)
+    except (FileNotFoundError, NotADirectoryError):
+        raise PackError(f"there is no folder {path.parent}: make it, or give another path") from None
+    except OSError as error:
+        raise PackError(f"cannot write into {path.parent}: {error.strerror}") from None
+    if taken:
         raise PackError(f"{path} is there already: delete it, or give another name")
-    index = index_path(path)
-    if index.exists() and not is_index(index):  # an index without its file was left by a writer that was killed
+    if taken_index:
         raise PackError(f"{index} would be the index, but is another file: give another name")
-    if not path.parent.is_dir():
-        raise PackError(f"there is no folder {path.parent}")
+
+
+@contextlib.contextmanager
+def one_sentence(folder):
+    """with one_sentence(folder): what goes wrong while something is written there is a PackError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise PackError(f"no room left in {folder}: free some space, or write to another place") from None
+        raise PackError(f"cannot write into {folder}: {error.strerror or error}") from None
 
 
 @contextlib.contextmanager
@@ -27,9 +47,10 @@ def publish(path):
     """with publish(path) as partial: write the file `partial`. Only if that ended well it gets its name, `path`."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        file = open(partial, "ab")  # noqa: SIM115 (open as long as the lock is needed)
+        file = open(open_own(partial, os.O_WRONLY | os.O_CREAT, 0o666), "ab")  # noqa: SIM115 (as long as the lock is)
     except OSError as error:
-        raise PackError(f"cannot write into {path.parent}: {error.strerror}") from None
+        reason = f"{partial} is {error.strerror}: delete it" if error.errno == 0 else error.strerror
+        raise PackError(f"cannot write into {path.parent}: {reason}") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -42,7 +63,8 @@ def publish(path):
         try:
             refuse_to_overwrite(path)  # another process may have finished it before we got the lock
             yield partial
-            os.rename(partial, path)
+            with one_sentence(path.parent):
+                os.rename(partial, path)
         finally:
             partial.unlink(missing_ok=True)
 
@@ -80,24 +102,25 @@ class NewFile(h5py.File):
 
     def check(self):
         """Raises PackError if something could not be written."""
-        error, folder = self.disk.error, Path(os.fsdecode(self.disk.name)).parent
-        if error and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise PackError(f"no room left in {folder}: free some space, or write to another place")
-        if error:
-            raise PackError(f"cannot write into {folder}: {error.strerror}")
+        if self.disk.error:
+            with one_sentence(Path(os.fsdecode(self.disk.name)).parent):
+                raise self.disk.error
 
 
 @contextlib.contextmanager
 def new_file(path):
     """with new_file(path) as file: write an HDF5 file. Raises PackError if not all of it was written."""
-    with Disk(path, "w+") as disk:
+    with one_sentence(path.parent):
+        disk = Disk(path, "w+")
+    with disk:
         file = NewFile(disk)
         try:
             yield file
         finally:
             file.close()
         file.check()
-        os.fsync(disk.fileno())  # a network file system may tell of a full disk or quota only now
+        with one_sentence(path.parent):
+            os.fsync(disk.fileno())  # a network file system may tell of a full disk or quota only now
 
 
 def finish(partial, path, index):
@@ -105,8 +128,9 @@ def finish(partial, path, index):
     with open_file(partial) as file:
         for name, _ in index.groups:
             file[name]
-    index.files[path.name] = sealed(partial)
-    write_index(path, index)
+    with one_sentence(path.parent):
+        index.files[path.name] = sealed(partial)
+        write_index(path, index)
 
 
 def sealed(path):

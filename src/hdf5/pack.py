@@ -6,12 +6,13 @@ python src/hdf5/pack.py torchvision MNIST out.h5        a data set of torchvisio
 python src/hdf5/pack.py check out.h5                    read all of it, compare the checksums
 srun -n 4 python src/hdf5/pack.py folder PATH out.h5    four tasks share the work; mpirun and torchrun do as well
 
-The images are decoded. In out.h5 they lie in blocks of some hundred: train/000000, train/000500, ..., with the datasets
-image, uint8 (N, C, H, W), and label, int64 (N).
+The images are decoded; photographs are turned as the camera was held. In out.h5 they lie in blocks of some hundred:
+train/000000, train/000500, ..., with the datasets image, uint8 (N, C, H, W), and label, int64 (N).
 """
 
 import argparse
 import inspect
+import operator
 import os
 import sys
 from pathlib import Path
@@ -24,9 +25,11 @@ import numpy as np  # noqa: E402
 from torchvision import datasets  # noqa: E402
 from torchvision.transforms import functional as transforms  # noqa: E402
 
-from src.hdf5.index import PackError, verify  # noqa: E402
+from src.hdf5.files import short  # noqa: E402
+from src.hdf5.index import PackError, checked_path, verify  # noqa: E402
 from src.hdf5.writer import HDF5Writer  # noqa: E402
 from src.launch.ranks import export_ranks  # noqa: E402
+from src.utils.image_files import ImageError, ImageFiles, check_mode, check_same_classes  # noqa: E402
 
 BLOCK_BYTES = 4_000_000  # about so many in a block, but not more than
 BLOCK_IMAGES = 500
@@ -74,10 +77,16 @@ class ImageWriter(HDF5Writer):
         """One image, uint8 (C, H, W), and its label."""
         try:
             image, label = self.parts[part][number]
+            check_mode(image, self.name(part, number))
+            if image.mode in ("1", "P"):  # as numbers these are no colours
+                image = image.convert("RGB" if image.mode == "P" else "L")
             if self.size:
                 image = transforms.center_crop(transforms.resize(image, self.size), self.size)
-            return transforms.pil_to_tensor(image).numpy(), int(label)
-        except Exception as error:  # for a broken file Pillow raises OSError, SyntaxError, ValueError and its own
+            return transforms.pil_to_tensor(image).numpy(), operator.index(label)
+        except ImageError as error:
+            name = self.name(part, number)
+            raise PackError(f"{name} cannot be packed: it {str(error).removeprefix(f'{name} ')}") from None
+        except Exception as error:  # a data set of torchvision may raise anything
             raise PackError(f"{self.name(part, number)} cannot be packed: {error}") from error
 
     def name(self, part, number):
@@ -87,15 +96,15 @@ class ImageWriter(HDF5Writer):
 
 def find_folder(path):
     """The images in a folder: {part: data set}, names of the classes."""
-    parts = [part for part in ("train", "test") if (path / part).is_dir()]
+    path = checked_path(path)
     try:
-        found = {part: datasets.ImageFolder(path / part) for part in parts} or {"train": datasets.ImageFolder(path)}
-    except OSError as error:  # no such folder, no folders for classes, one without images, or it may not be read
-        raise PackError(f"{path}: {error}") from None
-    classes = found["train"].classes if "train" in found else found["test"].classes
-    if any(dataset.classes != classes for dataset in found.values()):
-        raise PackError(f"the folders in {path / 'test'} do not have the names of those in train")
-    return found, classes
+        parts = [part for part in ("train", "test") if (path / part).is_dir()]
+        found = {part: ImageFiles(path / part) for part in parts} or {"train": ImageFiles(path)}
+        if len(found) == 2:
+            check_same_classes(found["train"], found["test"])
+    except (ImageError, OSError) as error:
+        raise PackError(str(error)) from None
+    return found, next(iter(found.values())).classes
 
 
 def find_torchvision(name, root, download):
@@ -113,28 +122,35 @@ def find_torchvision(name, root, download):
         else:
             parts = {"train": kind(**more)}
         _, label = parts["train"][0]
-        int(label)
-    except (RuntimeError, OSError) as error:  # it is not there
-        raise PackError(f"{name} in {root}: {error}") from None
+        operator.index(label)
     except (TypeError, ValueError) as error:
         raise PackError(f"{name} is not of the kind that has a label for each image: {error}") from None
+    except Exception as error:  # it is not there, is damaged, cannot be downloaded, or needs another package
+        raise PackError(f"{name} in {root}: {short(str(error) or type(error).__name__)}") from None
     classes = getattr(parts["train"], "classes", None)
     return parts, classes or [str(number) for number in range(1 + max(int(label) for _, label in parts["train"]))]
 
 
+def positive(text):
+    if not text.isascii() or not text.isdigit() or not 0 < int(text[:9]) <= 100_000:
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a number of pixels, such as 64")
+    return int(text)
+
+
 def main():
+    sys.stdout.reconfigure(errors="surrogateescape")  # a path need not be UTF-8
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     folder = commands.add_parser("folder", help="a folder of images")
-    folder.add_argument("source", type=Path)
+    folder.add_argument("source")
     vision = commands.add_parser("torchvision", help="a data set of torchvision")
     vision.add_argument("source", metavar="NAME")
     vision.add_argument("--data_dir", default=str(ROOT / "data"), help="where it lies")
     vision.add_argument("--download", action="store_true")
     for command in (folder, vision):
-        command.add_argument("out", type=Path)
-        command.add_argument("--size", type=int, help="scale and crop to SIZE x SIZE pixels")
-    commands.add_parser("check", help="compare the checksums").add_argument("out", type=Path)
+        command.add_argument("out")
+        command.add_argument("--size", type=positive, help="scale and crop to SIZE x SIZE pixels")
+    commands.add_parser("check", help="compare the checksums").add_argument("out")
     args = parser.parse_args()
     export_ranks()
     try:
@@ -145,11 +161,14 @@ def main():
         if args.command == "folder":
             parts, classes = find_folder(args.source)
         else:
-            parts, classes = find_torchvision(args.source, args.data_dir, args.download)
+            parts, classes = find_torchvision(args.source, str(checked_path(args.data_dir)), args.download)
         writer = ImageWriter(parts, classes, [args.size, args.size] if args.size else None)
         path = writer.write(args.out, parallel=int(os.environ["WORLD_SIZE"]) > 1)
     except PackError as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        print("interrupted: nothing was left under the final name", file=sys.stderr)
+        sys.exit(130)
     if os.environ["RANK"] == "0":
         numbers = ", ".join(f"{len(dataset)} images in {part}" for part, dataset in parts.items())
         print(f"{path}: {numbers}, {len(classes)} classes")

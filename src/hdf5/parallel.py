@@ -1,30 +1,33 @@
 """Write one packed file with many tasks, on one node or many: each writes a shard, then one file leads to them all.
 
 No MPI is needed, and no MPI build of HDF5: the tasks know their rank from Slurm, mpirun or torchrun, and tell each
-other the rest by small files in the folder of the shards, which all of them see:
+other the rest by small files in a folder that all of them see:
 
-    data.shards-1234/0002.h5      what task 2 writes
-    data.shards-1234/0002.alive   is touched as long as task 2 lives
-    data.shards-1234/0002.json    task 2 is done
-    data.shards-1234/0002.failed  task 2 failed, and why
+    data.tasks-1234/0002.h5      what task 2 writes
+    data.tasks-1234/0002.alive   is touched as long as task 2 lives and gets on
+    data.tasks-1234/0002.json    task 2 is done
+    data.tasks-1234/0002.failed  task 2 failed, and why
 
-In the end only the shards are left there, and data.h5 holds a link for each group.
+In the end the shards move to data.shards-ID, where ID is new each time: no later start, which may have the same number,
+writes there, whatever data.h5 is called by then. data.h5 holds a link for each group.
 """
 
 import contextlib
 import json
 import os
+import shutil
 import threading
 import time
 from uuid import uuid4
 
 import h5py
 
-from src.hdf5.index import ATTRIBUTE, Index, PackError, write_durably
-from src.hdf5.new_file import finish, new_file, publish, sealed
+from src.hdf5.index import ATTRIBUTE, Index, PackError, read_text, write_durably
+from src.hdf5.new_file import finish, new_file, one_sentence, publish, sealed
 from src.launch.ranks import MPI_JOB, export_ranks
 
 PATIENCE = 300  # seconds without a sign of life: a network file system may show an old time for a minute
+STUCK = 3600  # seconds for one item; a task that takes longer gives no more signs of life
 EVERY = 0.5  # seconds between two looks
 STOPPED = " (so all tasks stopped)"
 
@@ -39,7 +42,7 @@ def write_parallel(writer, path):
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if size == 1:
         return writer.write(path)
-    team = Team(path.with_name(f"{path.stem}.shards-{step_name()}"), rank, size)
+    team = Team(path.with_name(f"{path.stem}.tasks-{step_name()}"), rank, size)
     with team.alive():
         try:
             items, context = writer.prepare_globals()
@@ -47,17 +50,19 @@ def write_parallel(writer, path):
             mine = [items[number] for number in range(rank, len(items), size)]
             with new_file(team.file(rank, "h5")) as file:
                 groups = writer.write_items(file, mine, context, team.look, show=rank == 0)
-            shard = sealed(team.file(rank, "h5"))
-            note = {"length": len(items), "about": writer.about, "groups": groups, "shard": shard}
-            write_durably(team.file(rank, "json"), json.dumps(note))
-            if rank == 0:
-                team.wait_for(lambda: all(team.file(other, "json").exists() for other in range(size)), range(size))
-                join(path, team, writer.stacked)
-            else:
-                team.wait_for(path.exists, [0])
+            with one_sentence(team.folder):
+                shard = sealed(team.file(rank, "h5"))
+                note = {"length": len(items), "about": writer.about, "groups": groups, "shard": shard}
+                write_durably(team.file(rank, "json"), json.dumps(note))
+                if rank == 0:
+                    team.wait_for(lambda: all(map(team.is_done, range(size))), range(1, size))
+                    join(path, team, writer.stacked)
+                else:
+                    team.wait_for(path.exists, [0])
         except BaseException as error:
             team.fail(error)
             raise
+    team.leave()
     return path
 
 
@@ -78,17 +83,24 @@ def join(path, team, stacked):
                 )
             homes[name] = rank
             groups.append([name, count])
-    files = {f"{team.folder.name}/{team.file(rank, 'h5').name}": notes[rank]["shard"] for rank in range(team.size)}
+    identity = uuid4().hex
+    folder = path.with_name(f"{path.stem}.shards-{identity[:16]}")
+    files = {f"{folder.name}/{team.file(rank, 'h5').name}": notes[rank]["shard"] for rank in range(team.size)}
     shards = list(files)
     with publish(path) as partial:
-        index = Index(uuid4().hex, stacked, notes[0]["about"], groups, files)
-        with new_file(partial) as file:
-            for name, rank in homes.items():
-                file[name] = h5py.ExternalLink(shards[rank], f"/{name}")
-            file.attrs[ATTRIBUTE] = index.digest()
-        finish(partial, path, index)
-    for rank in range(team.size):
-        team.file(rank, "json").unlink()
+        index = Index(identity, stacked, notes[0]["about"], groups, files)
+        try:
+            folder.mkdir()
+            for rank in range(team.size):
+                os.rename(team.file(rank, "h5"), folder / team.file(rank, "h5").name)
+            with new_file(partial) as file:
+                for name, rank in homes.items():
+                    file[name] = h5py.ExternalLink(shards[rank], f"/{name}")
+                file.attrs[ATTRIBUTE] = index.digest()
+            finish(partial, path, index)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def step_name():
@@ -107,7 +119,7 @@ class Team:
 
     def __init__(self, folder, rank, size):
         self.folder, self.rank, self.size = folder, rank, size
-        self.looked = 0
+        self.looked = self.began = time.monotonic()  # when we last looked for failures; when this item began
         self.signs = {}  # of each rank: the time of its last touch, and when we saw that for the first time
         try:
             folder.mkdir(exist_ok=True)
@@ -122,14 +134,19 @@ class Team:
     def file(self, rank, kind):
         return self.folder / f"{rank:04d}.{kind}"
 
+    def is_done(self, rank):
+        return self.file(rank, "json").exists()
+
     @contextlib.contextmanager
     def alive(self):
-        """Touch our file every few seconds, beside whatever is done. A task that is killed does not."""
+        """Touch our file every few seconds, beside whatever is done. A task that is killed or stuck does not."""
         done = threading.Event()
 
         def touch():
-            while not done.wait(EVERY * 4):
-                os.utime(self.file(self.rank, "alive"))
+            while not done.wait(min(EVERY * 4, PATIENCE / 2)):
+                if time.monotonic() - self.began < STUCK:
+                    with contextlib.suppress(OSError):  # a file server that does not answer for a moment
+                        os.utime(self.file(self.rank, "alive"))
 
         thread = threading.Thread(target=touch, daemon=True)
         thread.start()
@@ -138,11 +155,19 @@ class Team:
         finally:
             done.set()
             thread.join()
-            self.file(self.rank, "alive").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.file(self.rank, "alive").unlink()
+
+    def leave(self):
+        """Delete what told the others that we are done. The last one deletes the folder."""
+        with contextlib.suppress(OSError):  # others are still there, or were killed
+            self.file(self.rank, "json").unlink()
+            self.folder.rmdir()
 
     def fail(self, error):
         """Leave the reason for the others, and nothing else."""
-        self.file(self.rank, "h5").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.file(self.rank, "h5").unlink()
         if not str(error).endswith(STOPPED):
             reason = error if isinstance(error, PackError) else f"{type(error).__name__}: {error}"
             with contextlib.suppress(OSError):  # a full disk: then they notice that we give no sign of life
@@ -150,11 +175,12 @@ class Team:
 
     def look(self):
         """Stop if another task failed. Asks the file system once in a while only."""
+        self.began = time.monotonic()
         if time.monotonic() - self.looked < EVERY:
             return
         self.looked = time.monotonic()
         for path in sorted(self.folder.glob("*.failed")):
-            raise PackError(f"{path.read_text()}{STOPPED}")
+            raise PackError(f"{read_text(path)}{STOPPED}")
 
     def wait_for(self, ready, ranks):
         """Wait until ready() is true, as long as these other ranks live."""
@@ -166,11 +192,14 @@ class Team:
 
     def check_alive(self, rank):
         """Our own clock counts: that of another node, or of the file server, may be wrong."""
-        if rank == self.rank or self.file(rank, "json").exists():
+        if rank and self.is_done(rank):  # it has nothing more to do; task 0 has
             return
         path = self.file(rank, "alive")
         touched = path.stat().st_mtime_ns if path.exists() else None
         if self.signs.get(rank, [None])[0] != touched or rank not in self.signs:
             self.signs[rank] = touched, time.monotonic()
         elif time.monotonic() - self.signs[rank][1] > PATIENCE:
-            raise PackError(f"task {rank} has given no sign of life for {PATIENCE} s: was it killed?")
+            raise PackError(
+                f"task {rank} has given no sign of life for {PATIENCE} s: was it killed, or does an item take more "
+                f"than {STUCK} s?"
+            )

@@ -1,25 +1,35 @@
 """Read the items of an HDF5 file: one by one, or a whole batch in one call."""
 
 import bisect
+import contextlib
 import itertools
 import os
-from pathlib import Path
 
 import h5py
 import numpy as np
 import torch
 from torch.utils.data import Dataset, default_collate
 
-from src.hdf5.index import PackError, noted_digest, open_file, read_index
+from src.hdf5.index import PackError, checked_path, inside, noted_digest, open_file, read_index
 from src.hdf5.rows import Rows, lies_as_in_memory
 
 SMALL = 1 << 16  # bytes: stacked numbers or texts of this size, such as labels, are read once and kept
+MAX_LINKS = 20  # one after the other, until they are taken for a circle
+UNREADABLE = (OSError, KeyError, RuntimeError, UnicodeError)  # what h5py raises for a damaged file
+
+
+def place_of(group):
+    """Tells an open group from all others, whatever name it was opened by."""
+    info = h5py.h5o.get_info(group.id)
+    return info.fileno, info.addr
 
 
 class RawHDF5Dataset(Dataset):
     """The items of any HDF5 file, whoever wrote it, as NumPy: {dataset: array, number or text}.
 
     Without an index all groups have to be looked at, which takes a minute for a million: HDF5Dataset does not.
+
+    Links and datasets that lead to files outside of the file's folder are refused: the file may come from anybody.
 
     The file is opened by the first read of each process, so the data set may be pickled, and sent to workers that were
     forked or spawned, at any time.
@@ -34,34 +44,96 @@ class RawHDF5Dataset(Dataset):
     """
 
     def __init__(self, path, part="", transform=None, stacked=False):
-        self.path = Path(path).absolute()
+        self.path = checked_path(path).absolute()
         self.part = part.strip("/")
         self.transform = transform
         self.stacked = stacked
-        self.file, self.pid, self.open_groups = None, None, {}
+        self.file, self.pid, self.open_groups, self.linked = None, None, {}, {}
         below = f"{self.part}/" if self.part else ""
         groups = [(name, count) for name, count in self.find_groups() if f"{name}/".startswith(below)]
         if self.part and not groups:
             raise PackError(f"{self.path} holds nothing below {self.part}")
         self.names = [name for name, _ in groups]
         self.ends = list(itertools.accumulate(count for _, count in groups)) if self.stacked else []
+        self.counts = dict(groups) if self.stacked else {}
 
     def find_groups(self):
-        """Yields (name, number of items) of each group."""
-        with open_file(self.path) as file:
-            yield from self.walk(file)
+        """Returns [name, number of items] of each group."""
+        try:
+            return list(self.walk(self.opened(), ()))
+        except RecursionError:
+            raise PackError(f"{self.path}: its groups are nested too deeply to be read") from None
+        except UNREADABLE as error:
+            raise PackError(f"{self.path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+        finally:
+            self.close()
 
-    def walk(self, group):
-        children = list(group.values())
-        datasets = [child for child in children if isinstance(child, h5py.Dataset)]
+    def walk(self, group, above):
+        """above: where the groups are that this one is in; a link that leads back to one of them is left out."""
+        children = self.children(group)
+        datasets = [child for child in children.values() if isinstance(child, h5py.Dataset)]
         if datasets:
             lengths = {len(dataset) if dataset.shape else None for dataset in datasets}
             if self.stacked and (len(lengths) > 1 or None in lengths):
                 raise PackError(f"{self.path}: the datasets of {group.name} have not one length, so it is not stacked")
             yield group.name.strip("/"), lengths.pop() if self.stacked else 1
-        for child in children:
-            if isinstance(child, h5py.Group):
-                yield from self.walk(child)
+        above = (*above, place_of(group))
+        for child in children.values():
+            if isinstance(child, h5py.Group) and place_of(child) not in above:
+                yield from self.walk(child, above)
+
+    def children(self, group):
+        """What a group holds: {name: group or dataset}, without links that lead nowhere."""
+        found = {}
+        for name in group:
+            with contextlib.suppress(KeyError, FileNotFoundError):
+                found[name] = self.follow(group, name)
+        return found
+
+    def follow(self, group, path, links=0):
+        """What is at this path below a group. All links on the way are looked at before HDF5 follows them.
+
+        Raises:
+            KeyError, FileNotFoundError: nothing is there
+            PackError: it is in a file outside of the folder, or links lead in a circle
+        """
+        for name in filter(None, path.split("/")):
+            if not isinstance(group, h5py.Group):
+                raise KeyError(name)
+            raw = name.encode(errors="surrogateescape")
+            if not group.id.links.exists(raw):
+                raise KeyError(name)
+            if group.id.links.get_info(raw).type == h5py.h5l.TYPE_HARD:
+                group = group[name]
+                continue
+            if links >= MAX_LINKS:
+                raise PackError(f"{self.path}: the links at {name} lead in a circle")
+            link = group.get(name, getlink=True)
+            if isinstance(link, h5py.ExternalLink):
+                start = self.linked_file(link.filename)
+            elif isinstance(link, h5py.SoftLink):
+                start = group.file if link.path.startswith("/") else group
+            else:
+                raise PackError(f"{self.path}: {name} is a link of an unknown kind")
+            group = self.follow(start, link.path, links + 1)
+        if isinstance(group, h5py.Dataset):
+            for name, *_ in group.external or ():
+                inside(self.path.parent, os.path.relpath(name, self.path.parent))
+            if group.is_virtual:
+                raise PackError(
+                    f"{self.path}: {group.name} is a virtual dataset, and the files that it leads to could be any of "
+                    "yours: if you trust it, copy its numbers into an ordinary dataset"
+                )
+        return group
+
+    def linked_file(self, name):
+        """The open file that an external link names."""
+        path = inside(self.path.parent, name)
+        if path not in self.linked:
+            if not path.exists():
+                raise FileNotFoundError(path)
+            self.linked[path] = open_file(path)
+        return self.linked[path]
 
     def __len__(self):
         return (self.ends or [0])[-1] if self.stacked else len(self.names)
@@ -122,7 +194,7 @@ class RawHDF5Dataset(Dataset):
                         datasets[place].read_into(values[place], row)
                     else:
                         values[place] = datasets[place][row]
-                except (OSError, KeyError, RuntimeError) as error:
+                except UNREADABLE as error:
                     raise self.unreadable(name, error) from None
             if in_place or isinstance(values[0], np.number):  # a number: such as labels
                 batch[key] = self.convert(np.asarray(values))
@@ -136,7 +208,7 @@ class RawHDF5Dataset(Dataset):
         group = self.open_group(name)
         try:
             return {key: self.convert(dataset[row]) for key, dataset in group.items()}
-        except (OSError, KeyError, RuntimeError) as error:
+        except UNREADABLE as error:
             raise self.unreadable(name, error) from None
 
     def find(self, index):
@@ -147,7 +219,8 @@ class RawHDF5Dataset(Dataset):
         return self.names[number], index - (self.ends[number - 1] if number else 0)
 
     def unreadable(self, name, error):
-        return PackError(f"{self.path}: the group {name} cannot be read: {' '.join(str(error).split())[:200]}")
+        reason = "a text in it is not UTF-8" if isinstance(error, UnicodeError) else " ".join(str(error).split())[:200]
+        return PackError(f"{self.path}: the group {name} cannot be read: {reason}")
 
     def open_group(self, name):
         """The datasets of a group. Stacked groups are few and read again and again: they stay open."""
@@ -155,13 +228,21 @@ class RawHDF5Dataset(Dataset):
         if name in self.open_groups:
             return self.open_groups[name]
         try:
-            datasets = {key: data for key, data in file[name or "/"].items() if isinstance(data, h5py.Dataset)}
+            children = self.children(self.follow(file, name))
+            datasets = {key: data for key, data in children.items() if isinstance(data, h5py.Dataset)}
             for key, dataset in datasets.items():
+                rows = len(dataset) if dataset.shape else None
+                if self.stacked and rows != self.counts[name]:
+                    has = "is no array" if rows is None else f"has {rows} rows"
+                    raise PackError(
+                        f"{self.path}: {key} in the group {name} {has}, but the index says {self.counts[name]}: pack "
+                        "the data again"
+                    )
                 small = self.stacked and dataset.ndim == 1 and dataset.nbytes <= SMALL
                 as_in_memory = self.stacked and lies_as_in_memory(dataset)
-                dataset = dataset.asstr() if h5py.check_string_dtype(dataset.dtype) else dataset
+                dataset = dataset.asstr("utf-8") if h5py.check_string_dtype(dataset.dtype) else dataset
                 datasets[key] = dataset[()] if small else Rows(dataset) if as_in_memory else dataset
-        except (OSError, KeyError, RuntimeError) as error:
+        except UNREADABLE as error:
             raise self.unreadable(name, error) from None
         if self.stacked:
             self.open_groups[name] = datasets
@@ -179,13 +260,14 @@ class RawHDF5Dataset(Dataset):
         return open_file(self.path)
 
     def close(self):
-        if self.file is not None:
-            self.file.close()
-        self.file, self.open_groups = None, {}
+        for file in (self.file, *self.linked.values()):
+            if file is not None:
+                file.close()
+        self.file, self.open_groups, self.linked = None, {}, {}
 
     def __getstate__(self):
         """What is pickled: everything but the open file."""
-        return self.__dict__ | {"file": None, "open_groups": {}}
+        return self.__dict__ | {"file": None, "open_groups": {}, "linked": {}}
 
     def convert(self, value):
         return value

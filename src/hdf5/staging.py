@@ -9,9 +9,11 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 from pathlib import Path
 
-from src.hdf5.index import BLOCK, PackError, index_path, read_index
+from src.hdf5.files import open_own, open_regular
+from src.hdf5.index import BLOCK, PackError, checked_path, files_of, index_path, read_index
 
 
 def stage(path, folder=None):
@@ -27,29 +29,42 @@ def stage(path, folder=None):
     Raises:
         PackError: no folder is known, there is no room, or the copy is not what the index says
     """
-    path = Path(path).absolute()
+    path = checked_path(path).absolute()
     index = read_index(path)
     folder = folder or os.environ.get("SLURM_TMPDIR") or os.environ.get("TMPDIR")
     if not folder:
         raise PackError("neither SLURM_TMPDIR nor TMPDIR says where the local disk is: name a folder there")
     # The name says whose copy of which data it is. Another user's could be anything.
-    copy = Path(folder).absolute() / f"staged-{os.getuid()}-{index.digest()[:16]}"
+    name = hashlib.sha256(f"{index.digest()} {path.name}".encode(errors="surrogateescape")).hexdigest()[:16]
+    copy = checked_path(folder).absolute() / f"staged-{os.getuid()}-{name}"
+    lock_path = f"{copy}.lock"
     try:
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with open(f"{copy}.lock", "w") as lock:
+        copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = open_own(lock_path, os.O_RDWR | os.O_CREAT)
+        try:
             fcntl.flock(lock, fcntl.LOCK_EX)  # the others wait here; a process that is killed lets go of it
             if not is_complete(copy / path.name, index):
                 copy_files(path, copy, index)
+        finally:
+            os.close(lock)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise PackError(f"no room left in {copy.parent} while {path.name} was copied there") from None
-        raise PackError(f"cannot stage {path.name} in {copy.parent}: {error.strerror or error}") from None
+            raise PackError(
+                f"no room left in {copy.parent} while {path.name} was copied there: free some space there, name "
+                "another folder, or do not stage"
+            ) from None
+        reason = f"{lock_path} is {error.strerror}" if error.errno == 0 else error.strerror or error
+        raise PackError(f"cannot stage {path.name} in {copy.parent}: {reason}: name another folder") from None
     return copy / path.name
 
 
 def is_complete(path, index):
-    """Whether this is a complete copy, and ours."""
-    if not path.exists() or path.parent.stat().st_uid != os.getuid():
+    """Whether this is a complete copy, and ours: in a folder that only we may write to."""
+    try:
+        folder = os.lstat(path.parent)
+        if not stat.S_ISDIR(folder.st_mode) or folder.st_uid != os.getuid() or folder.st_mode & 0o077:
+            return False
+    except FileNotFoundError:
         return False
     try:
         return read_index(path).digest() == index.digest()
@@ -62,6 +77,8 @@ def copy_files(path, copy, index):
     partial = Path(f"{copy}.partial")
     for left in (partial, copy):  # by a process that was killed, or whose files were deleted one by one
         shutil.rmtree(left, ignore_errors=True)
+        if os.path.lexists(left):
+            raise PackError(f"{left} is not a copy of yours, and cannot be deleted: name another folder to stage in")
     needed = sum(file["bytes"] for file in index.files.values())
     free = shutil.disk_usage(copy.parent).free
     if free < needed:
@@ -71,11 +88,10 @@ def copy_files(path, copy, index):
         )
     try:
         partial.mkdir(mode=0o700)
-        for name, file in index.files.items():
-            single = len(index.files) == 1  # it may have been renamed
-            source, target = path if single else path.parent / name, partial / (path.name if single else name)
-            target.parent.mkdir(exist_ok=True)
-            if copy_file(source, target) != file["sha256"]:
+        targets = files_of(partial / path.name, index)
+        for name, source in files_of(path, index).items():
+            targets[name].parent.mkdir(parents=True, exist_ok=True)
+            if copy_file(source, targets[name]) != index.files[name]["sha256"]:
                 raise PackError(f"{source} is damaged: its checksum is not that of {index_path(path).name}")
         shutil.copyfile(index_path(path), index_path(partial / path.name))
         os.rename(partial, copy)
@@ -86,7 +102,7 @@ def copy_files(path, copy, index):
 def copy_file(source, target):
     """Copy a file; returns the SHA-256 of what was copied."""
     digest = hashlib.sha256()
-    with open(source, "rb") as file, open(target, "wb") as out:
+    with open(source, "rb", opener=open_regular) as file, open(target, "xb") as out:
         while block := file.read(BLOCK):
             digest.update(block)
             out.write(block)

@@ -11,14 +11,13 @@ Waves().write("waves.h5")
 """
 
 import itertools
-from pathlib import Path
 from uuid import uuid4
 
 import h5py
 import numpy as np
 from tqdm import tqdm
 
-from src.hdf5.index import ATTRIBUTE, Index, PackError
+from src.hdf5.index import ATTRIBUTE, Index, PackError, checked_path
 from src.hdf5.new_file import finish, new_file, publish, refuse_to_overwrite
 
 
@@ -59,7 +58,7 @@ class HDF5Writer:
         Raises:
             PackError: with one sentence, which names the item if it was an item's fault
         """
-        path = Path(path).absolute()
+        path = checked_path(path).absolute()
         if path.suffix not in (".h5", ".hdf5"):
             raise PackError(f"{path.name} has to end with .h5 or .hdf5")
         refuse_to_overwrite(path)
