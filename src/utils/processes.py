@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 _channel = None
+_store = None
 _asked = itertools.count()
 PATIENCE = 60  # seconds in which the other processes have to read why the first ends
 
@@ -57,10 +58,12 @@ def from_first(choose):
     All processes call this together, also before they have a channel. If choose() ends the program with a sentence, all
     of them end.
     """
+    global _store
     processes, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if processes == 1:
         return choose()
-    store = next(dist.rendezvous("env://"))[0]  # where the processes meet later, too
+    # The processes meet there again later. The store stays: the first process would end the server that others use.
+    _store = store = _store or next(dist.rendezvous("env://"))[0]
     key = f"first/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_asked)}"
     if rank == 0:
         try:
