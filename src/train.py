@@ -48,15 +48,17 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only  # noqa: E402
 
 from src.callbacks.agreement import Agreement  # noqa: E402
 from src.callbacks.checkpoints import (  # noqa: E402
+    NONE_YET,
     AtomicCheckpointIO,
     Checkpoints,
     FinalWeights,
     find,
     load_weights,
-    newest,
+    to_resume,
+    write_note,
 )
 from src.callbacks.epoch_line import EpochLine  # noqa: E402
-from src.callbacks.exact_resume import ExactResume, next_logged_step, refused  # noqa: E402
+from src.callbacks.exact_resume import ExactResume, next_logged_step, other_plan, position, refused  # noqa: E402
 from src.callbacks.finite_loss import FiniteLoss  # noqa: E402
 from src.callbacks.stop_when_asked import StopWhenAsked  # noqa: E402
 from src.callbacks.time_limit import TimeLimit  # noqa: E402
@@ -69,7 +71,7 @@ from src.settings import indivisible, period, seconds  # noqa: E402
 from src.utils.loggers import make_logger, shown_hparams  # noqa: E402
 from src.utils.logs import setup_logging  # noqa: E402
 from src.utils.predictions import Predictions  # noqa: E402
-from src.utils.processes import meet_on_this_machine  # noqa: E402
+from src.utils.processes import from_first, meet_on_this_machine  # noqa: E402
 from src.utils.seeds import weights_checksum  # noqa: E402
 
 gc.enable()
@@ -87,9 +89,11 @@ NOT_FOR_THE_READER = [
 ]
 
 
-def prepare(command, argv) -> str:
+def prepare(command, argv, run_folder=None) -> str:
     """What can be done and checked before a job starts: the configuration, network and optimizer, the data on disk.
 
+    Args:
+        run_folder: of the run that is resumed, if it is one
     Returns:
         the merged configuration, the YAML text that train() takes
     Raises:
@@ -103,6 +107,8 @@ def prepare(command, argv) -> str:
     processes = job.get("nodes", 1) * job.get("tasks_per_node", 1)
     parts = instantiate(config, processes)
     check(parts, config, processes)
+    if command == "fit" and run_folder:
+        check_plan(to_resume(run_folder), parts.data, config)
     parts.data.prepare_data()
     return text
 
@@ -129,6 +135,40 @@ def check(parts, settings, processes):
     for callback in parts.callbacks:
         if isinstance(callback, WeightAveraging) and settings.strategy == "fsdp":
             raise ValueError(f"{type(callback).__name__} does not work with --strategy fsdp")
+
+
+def check_plan(checkpoint, data, config):
+    """Whether this configuration can resume the checkpoint, as far as it can be seen without the data.
+
+    Raises:
+        ValueError, SystemExit: with one sentence
+    """
+    before = position(checkpoint) if checkpoint else {}
+    if not (before.get("in_epoch") and before.get("plan")):
+        return
+    now = {"accumulate": config.accumulate, "loaders": [{} for _ in before["plan"]["loaders"]]}
+    if isinstance(data, DataModule) and len(now["loaders"]) == 1:
+        now["loaders"] = [{"batch_size": data.batch_size, "seed": data.seed}]
+    if reason := other_plan(before["plan"], now):
+        raise ValueError(reason)
+
+
+def checkpoint_for(command, run_folder, config):
+    """The checkpoint from which fit continues, or None; the one that is evaluated. The first process chooses it."""
+
+    def choose():
+        try:
+            path = to_resume(run_folder) if command == "fit" else find(config.run, config.ckpt)
+        except FileNotFoundError as error:
+            sys.exit(str(error))
+        if command == "fit" and path is None and not config.fast_dev_run:
+            write_note(run_folder, NONE_YET)
+        if command == "fit":
+            next_logged_step(path)  # refuses what an older version has written
+        return path and str(path)
+
+    path = from_first(choose)
+    return path and Path(path)
 
 
 def train(command, config_text, run_folder, callbacks=(), test=True):
@@ -169,7 +209,7 @@ def train(command, config_text, run_folder, callbacks=(), test=True):
     if settings.strategy == "fsdp" and int(os.environ["WORLD_SIZE"]) > 1:
         attach_sharding(model, settings.sync_batchnorm)
 
-    checkpoint = newest(run_folder) if command == "fit" else find(config.run, config.ckpt)
+    checkpoint = checkpoint_for(command, run_folder, config)
     logger = None
     if command == "fit" and not settings.fast_dev_run:
         logger = make_logger(parts.logger, run_folder, shown_hparams(config), next_logged_step(checkpoint))
@@ -208,6 +248,9 @@ def fit(trainer, model, data, checkpoint, settings, run_folder, test):
             raise
         sys.exit(f"{run_folder} could not be written to ({error.strerror}). {again}")
     except RuntimeError as error:
+        if "Error(s) in loading state_dict" in str(error):
+            reason = " ".join(str(error).split())[:300]
+            sys.exit(f"{checkpoint} is of another network, so this one cannot resume it: {reason}")
         if "find_unused_parameters" not in str(error):
             raise
         sys.exit("a step did not use all weights, which DDP requires: set --strategy ddp_find_unused_parameters_true")
@@ -263,6 +306,8 @@ def make_trainer(settings, run_folder, logger, pages, callbacks, more, model):
         sys.exit(f"{local_size} processes on this node need a GPU each, but torch sees {torch.cuda.device_count()}")
     checkpoints = Checkpoints(run_folder, settings.checkpoint_every, settings.keep, settings.monitor)
     validate_every, unit = period(settings.validate_every, "--validate_every")
+    if unit == "steps":  # Lightning counts batches
+        validate_every *= settings.accumulate
     terminal = sys.stdout.isatty() and sys.stdin.isatty()
     callbacks = [callback for callback in callbacks if terminal or not isinstance(callback, ProgressBar)]
     # The pages come before the checkpoints: what they draw at the end is written when the last checkpoint is.
@@ -409,7 +454,7 @@ def main():
     parser.add_argument("--print_config", action="store_true", help="only print the configuration")
     args, argv = parser.parse_known_args()
     try:
-        text = prepare(args.command, argv) if args.prepare else merge(argv)
+        text = prepare(args.command, argv, args.run_folder) if args.prepare else merge(argv)
     except (ValueError, FileNotFoundError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     if args.prepare or args.print_config:

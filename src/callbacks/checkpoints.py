@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import struct
 import zipfile
@@ -19,7 +20,7 @@ from src.callbacks.agreement import send_buffers
 from src.settings import MONITORS, period, smaller_is_better
 from src.utils.plain import plain, unreadable
 from src.utils.processes import gather, largest
-from src.utils.seeds import weights_checksum
+from src.utils.seeds import content_of, weights_checksum
 
 log = logging.getLogger(__name__)
 log_once = rank_zero_only(log.info)
@@ -27,6 +28,9 @@ log_once = rank_zero_only(log.info)
 # A checkpoint is a zip archive. Its last 22 bytes begin so, and end with the length of a comment (2) that follows.
 SIGNATURE, END = b"PK\5\6", 22
 COMMENT = 8  # bytes: the checksum of the archive without a comment
+
+# In the run's folder: the name of the newest checkpoint, or NONE_YET. By it we see later that checkpoints are missing.
+NOTE, NONE_YET = ".last_checkpoint", "none yet"
 
 
 class Summed:
@@ -103,7 +107,8 @@ class Checkpoints(L.Callback):
         self.every, self.unit = period(every, "--checkpoint_every")
         self.keep = keep
         self.monitor = monitor
-        self.best = None
+        self.best = None  # the score, with its sign changed if the smallest is the best
+        self.best_of = None  # the name of its metric
         self.saved_step = None
         self.seen_step = 0
 
@@ -112,10 +117,10 @@ class Checkpoints(L.Callback):
             callback.dirpath = callback.dirpath or str(self.folder.with_name("model_checkpoints"))
 
     def state_dict(self):
-        return {"best": self.best}
+        return {"best": self.best, "best_of": self.best_of}
 
     def load_state_dict(self, state):
-        self.best = state["best"]
+        self.best, self.best_of = state["best"], state.get("best_of")  # older checkpoints lack the name
 
     def on_train_start(self, trainer, module):
         # It came from a checkpoint, or there is nothing to save yet.
@@ -155,12 +160,21 @@ class Checkpoints(L.Callback):
         name = monitored(trainer, self.monitor)
         if name is None:
             return
-        score = trainer.callback_metrics[name].item() * (-1 if smaller_is_better(name) else 1)
-        better = self.best is None or score > self.best
-        [better] = largest(int(better and trainer.is_global_zero))  # the first process decides
+        value = trainer.callback_metrics[name].item()
+        score = value * (-1 if smaller_is_better(name) else 1)
+        [better] = largest(int(self.is_better(score, name) and trainer.is_global_zero))  # the first process decides
         if better:
-            self.best = score
-            trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=False)
+            self.best, self.best_of = score, name
+            self.write(trainer, "best.ckpt")
+        elif not math.isfinite(value):
+            log_once(f"{name} is {value} at step {trainer.global_step}: best.ckpt stays as it is")
+
+    def is_better(self, score, name):
+        """Whether the score is better than the best until now. NaN and infinity are never the best."""
+        if not math.isfinite(score):
+            return False
+        comparable = self.best is not None and math.isfinite(self.best) and self.best_of in (None, name)
+        return not comparable or score > self.best
 
     def on_train_epoch_end(self, trainer, module):
         # --max_steps or --max_time may end an epoch in its middle. Now its metrics are not yet begun anew.
@@ -184,10 +198,16 @@ class Checkpoints(L.Callback):
         for logger in trainer.loggers:  # what was logged until now must not be lost when the process is killed
             flush(logger)
         step = trainer.global_step
-        trainer.save_checkpoint(self.folder / f"step={step:08d}.ckpt", weights_only=False)
+        self.write(trainer, f"step={step:08d}.ckpt")
         self.saved_step = step
         if self.keep != "all" and not trainer.strategy.checkpoint_io.failed:
             self.remove_old()
+
+    def write(self, trainer, name):
+        """All processes call this together."""
+        trainer.save_checkpoint(self.folder / name, weights_only=False)
+        if trainer.is_global_zero and not trainer.strategy.checkpoint_io.failed:
+            write_note(self.folder.parent, name)
 
     @rank_zero_only
     def remove_old(self):
@@ -223,7 +243,7 @@ def differs(module, run_folder):
         return False
     saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
     now = module.state_dict()
-    return any(name not in saved or not torch.equal(value.cpu(), saved[name]) for name, value in now.items())
+    return any(name not in saved or content_of(value) != content_of(saved[name]) for name, value in now.items())
 
 
 def monitored(trainer, name):
@@ -283,11 +303,52 @@ def is_complete(path):
 
 def newest(run_folder):
     """The newest checkpoint of a run that is complete; None if it has none."""
-    for path in reversed(by_age(Path(run_folder) / "checkpoints")):
+    paths = by_age(Path(run_folder) / "checkpoints")
+    while paths:
+        path = paths.pop()
         if is_complete(path):
             return path
-        log.warning(f"{path} is damaged: the checkpoint before it is taken")
+        log.warning(f"{path} is damaged{': the checkpoint before it is taken' if paths else ''}")
     return None
+
+
+def to_resume(run_folder):
+    """The checkpoint from which a training in this folder continues; None if it starts at its beginning.
+
+    A run that was killed before its first checkpoint starts again. If its checkpoints have disappeared or are damaged,
+    it does not, because it would overwrite what is left of the run.
+
+    Raises:
+        FileNotFoundError: with one sentence
+    """
+    run_folder = Path(run_folder)
+    if path := newest(run_folder):
+        return path
+    best = run_folder / "checkpoints/best.ckpt"
+    if best.exists() and is_complete(best):
+        log.warning(f"{run_folder} has no complete checkpoint but {best.name}: the training continues from that one")
+        return best
+    note = run_folder / NOTE
+    known = note.read_text().strip() if note.exists() else None
+    damaged = [path.name for path in (run_folder / "checkpoints").glob("*.ckpt")]
+    curves = [*run_folder.glob("events.out.tfevents.*"), *run_folder.glob("metrics.csv")]
+    # Without a note: of a version that wrote none, or removed with the rest.
+    if not damaged and (known == NONE_YET or (known is None and not curves)):
+        return None
+    missing = f"{known} is missing" if known else "it has curves, but no checkpoint"
+    why = f"{max(damaged)} is damaged, and there is no other checkpoint" if damaged else missing
+    raise FileNotFoundError(
+        f"the run {run_folder} cannot be resumed: {why}. A start at step 0 would overwrite the run: "
+        f"start a new one with python run.py repeat {run_folder.name}, or from other weights with --init_from"
+    )
+
+
+def write_note(run_folder, name):
+    """Note which checkpoint is the newest. See to_resume()."""
+    partial = run_folder / f"{NOTE}.partial"
+    with contextlib.suppress(OSError):  # a full disk: the note before it says as well that there was a checkpoint
+        partial.write_text(f"{name}\n")
+        os.replace(partial, run_folder / NOTE)
 
 
 def load_weights(model, path):

@@ -24,13 +24,21 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveragi
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_leaves
 from torchmetrics import Metric
 
+from src.datasets.batches import Batches
+from src.datasets.stream import StreamPlace
 from src.utils.attributes import changed, fingerprints, holders, restore
+from src.utils.plain import plain
 from src.utils.processes import gather, largest, smallest
 from src.utils.seeds import seed_here
 
 log = logging.getLogger(__name__)
+
+# What a checkpoint must hold about the position in the training. Older versions wrote less.
+KEYS = {"metrics", "averages", "attributes", "in_epoch", "frozen", "gradients", "logged", "stopped_in_validation"}
+KEYS |= {"next_logged_step"}
 
 
 class ExactResume(L.Callback):
@@ -73,6 +81,8 @@ class ExactResume(L.Callback):
         loop.on_advance_start = on_advance_start
         if self.resumed is None:
             return
+        if self.resumed["in_epoch"] and (reason := other_plan(self.resumed.get("plan"), plan(trainer))):
+            raise SystemExit(reason)
         step = trainer.global_step
         if largest(step) != smallest(step):
             raise SystemExit(f"the processes have read different checkpoints: this one is at step {step}")
@@ -171,6 +181,7 @@ class ExactResume(L.Callback):
             # A validation begins again, so what it has collected so far does not count either.
             "attributes": gather(self.changed_attributes(module) if self.attributes is None else self.attributes),
             "in_epoch": not between,
+            "plan": plan(trainer),
             "frozen": [name for name, parameter in module.named_parameters() if not parameter.requires_grad],
             # With manual optimization gradients may be added up over several batches.
             "gradients": {} if module.automatic_optimization else gradients(module),
@@ -211,13 +222,66 @@ def refused(callbacks):
     return None
 
 
+def position(path):
+    """What a checkpoint says about the position in the training, and nothing of its weights.
+
+    Raises:
+        SystemExit: it was written by an older version of this program, or by another one
+    """
+    # mmap: the weights are not read
+    found = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("exact_resume") or {}
+    if missing := KEYS - set(found):
+        raise SystemExit(
+            f"{path} cannot be resumed, because this version of the program did not write it: exact_resume lacks "
+            f"{', '.join(sorted(missing))}. Start a new run with --init_from {path}"
+        )
+    return found
+
+
 def next_logged_step(checkpoint):
     """From which step on a run that goes on from this checkpoint writes its curves anew; None begins at 0."""
-    if checkpoint is None:
-        return 0
-    # mmap: of the weights nothing is read, Lightning will do that
-    checkpoint = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    return checkpoint["exact_resume"]["next_logged_step"]
+    return 0 if checkpoint is None else position(checkpoint)["next_logged_step"]
+
+
+def plan(trainer):
+    """What decides which samples are in which batch of an epoch: the same plan, the same batches."""
+    loaders = getattr(trainer.train_dataloader, "iterables", trainer.train_dataloader)
+    parts = [part_of_plan(loader) for loader in tree_leaves(loaders)]
+    return plain({"accumulate": trainer.accumulate_grad_batches, "loaders": parts})
+
+
+def part_of_plan(loader):
+    """The plan of one loader; of one that is used as it is nothing is known."""
+    sampler, place = getattr(loader, "sampler", None), getattr(loader, "next_place", None)
+    if isinstance(sampler, Batches):
+        return {
+            "samples": sampler.length,
+            "batch_size": sampler.batch_size,
+            "seed": sampler.seed,
+            "shuffle": sampler.shuffle,
+        }
+    if isinstance(place, StreamPlace):
+        return {"batch_size": place.batch_size * place.world_size, "seed": place.seed}
+    return {}
+
+
+def other_plan(before, now):
+    """One sentence if a training cannot be resumed in the middle of an epoch with this plan; else None."""
+    if before is None:  # of an older checkpoint
+        return None
+    pairs = [("accumulate", before["accumulate"], now["accumulate"])]
+    for old, new in zip(before["loaders"], now["loaders"], strict=False):
+        pairs += [(name, old[name], new[name]) for name in old if name in new]
+    changed = [f"{name} was {old} and is now {new}" for name, old, new in pairs if old != new]
+    if len(before["loaders"]) != len(now["loaders"]):
+        changed.append(f"there were {len(before['loaders'])} training loaders and are now {len(now['loaders'])}")
+    if not changed:
+        return None
+    return (
+        f"the checkpoint is in the middle of an epoch, and its samples would be skipped or repeated: "
+        f"{', '.join(dict.fromkeys(changed))}. Finish the epoch with the values before, and change them from a "
+        "checkpoint at the end of an epoch on"
+    )
 
 
 def keep_all(module):

@@ -19,7 +19,7 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
-from src.callbacks.tensorboard import TensorBoardPages
+from src.callbacks.tensorboard import CURVES, TensorBoardPages
 from src.datasets.images import ImageDataModule
 from src.models.networks import add_dropout, make_network, normalisation
 from src.utils.mean import Mean
@@ -94,6 +94,8 @@ class Classifier(L.LightningModule):
         self.train_accuracy = Mean()
         self.val_loss = Mean()
         self.val_metrics = evaluation_metrics("val", num_classes)
+        # These are for TensorBoard's pages, and counted only if there are some.
+        self.with_pages = False
         self.val_confusion = MulticlassConfusionMatrix(num_classes)
         # To look for NaN, and then leave it out, torchmetrics would wait for the GPU in every batch.
         self.val_probabilities, self.val_labels = (CatMetric(nan_strategy="disable") for _ in range(2))
@@ -126,9 +128,10 @@ class Classifier(L.LightningModule):
         logits = self(images)
         self.val_loss.update(self.loss_function(logits, labels) * len(labels), len(labels))
         self.val_metrics.update(logits, labels)
-        self.val_confusion.update(logits, labels)
-        self.val_probabilities.update(logits.softmax(dim=1).nan_to_num(0.0))
-        self.val_labels.update(labels)
+        if self.with_pages:
+            self.val_confusion.update(logits, labels)
+            self.val_probabilities.update(logits.softmax(dim=1)[:, :CURVES].nan_to_num(0.0))
+            self.val_labels.update(labels)
 
     def test_step(self, batch):
         images, labels = batch
@@ -143,7 +146,8 @@ class Classifier(L.LightningModule):
 
     def tensorboard_pages(self, data):
         """What TensorBoard shows besides curves, as callbacks."""
-        return [TensorBoardPages()] if isinstance(data, ImageDataModule) else []
+        self.with_pages = isinstance(data, ImageDataModule)
+        return [TensorBoardPages()] if self.with_pages else []
 
     def on_validation_epoch_start(self):
         # What is not a number cannot be logged, so nobody but us resets it.

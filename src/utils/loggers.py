@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.tensorboard.summary import hparams as hparams_summary
 
 from src.launch.records import name_of
+from src.utils.drawing import drawn
 
 
 def make_logger(name, run_folder, hparams, step):
@@ -45,7 +46,7 @@ def make_logger(name, run_folder, hparams, step):
     if not step:
         logger.log_hyperparams(hparams)
         if name == "tensorboard" and rank_zero_only.rank == 0:
-            add_hparams(logger.experiment, hparams)
+            drawn("hparams", add_hparams, logger.experiment, hparams)
     return logger
 
 

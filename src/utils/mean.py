@@ -15,8 +15,9 @@ class Mean(Metric):
 
     def __init__(self):
         super().__init__()
-        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("count", torch.tensor(0.0), dist_reduce_fx="sum")
+        # In float32 a count would stop at 2 ** 24 images, because 2 ** 24 + 1 is rounded to 2 ** 24.
+        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, total, count):
         """total: the sum over a batch, a tensor of one number. count: how many images, an int."""
@@ -24,4 +25,4 @@ class Mean(Metric):
         self.count += count
 
     def compute(self):
-        return self.total / self.count
+        return (self.total / self.count).float()

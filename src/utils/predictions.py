@@ -32,7 +32,7 @@ class Predictions(L.Callback):
         self.samples = []  # for each loader: an iterator over the samples of its batches; None if they are not known
 
     def on_predict_start(self, trainer, module):
-        self.folder.mkdir(exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)  # --fast_dev_run has made no folder
         open_channel()
         if trainer.is_global_zero:
             for path in self.folder.glob("loader=*"):  # of a command that was interrupted

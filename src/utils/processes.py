@@ -3,14 +3,20 @@
 The channel is gloo, on the CPUs: on a GPU a question and its answer would stop the work that is queued there.
 """
 
+import itertools
+import json
 import os
 import socket
 import sys
+import time
 
 import torch
 import torch.distributed as dist
 
 _channel = None
+_store = None
+_asked = itertools.count()
+PATIENCE = 60  # seconds in which the other processes have to read why the first ends
 
 
 def meet_on_this_machine() -> "dist.TCPStore | None":
@@ -82,3 +88,33 @@ def gather(thing):
     things = [None] * dist.get_world_size()
     dist.all_gather_object(things, thing, group=_channel)
     return things
+
+
+def from_first(choose):
+    """What choose() returns in the first process, which alone calls it: None, a text or a number.
+
+    All processes call this together, also before they have a channel. If choose() ends the program with a sentence, all
+    of them end.
+    """
+    global _store
+    processes, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    if processes == 1:
+        return choose()
+    # The processes meet there again later. The store stays: the first process would end the server that others use.
+    _store = store = _store or next(dist.rendezvous("env://"))[0]
+    key = f"first/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_asked)}"
+    if rank == 0:
+        try:
+            answer = {"chosen": choose()}
+        except SystemExit as end:
+            answer = {"ends": str(end)}
+        store.set(key, json.dumps(answer))
+    answer = json.loads(store.get(key))
+    store.add(f"{key}/read", 1)
+    if rank == 0:  # it serves the store: if it ended at once, the others would ask in vain
+        deadline = time.monotonic() + PATIENCE
+        while store.add(f"{key}/read", 0) < processes and time.monotonic() < deadline:
+            time.sleep(0.01)
+    if "ends" in answer:
+        raise SystemExit(answer["ends"] if rank == 0 else 1)
+    return answer["chosen"]

@@ -10,6 +10,7 @@ import random
 import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_flatten
 
 
 def seed_for(*place):
@@ -31,10 +32,42 @@ def seed_here(*place):
 def weights_checksum(model):
     """A few letters that are the same only if all weights are, to the last bit. All processes call this together."""
     digest = hashlib.sha256()
-    for values in model.state_dict().values():
-        if isinstance(values, DTensor):  # with FSDP a process holds a part
-            values = values.full_tensor()
-        if isinstance(values, torch.Tensor):  # a module may keep more than that, as extra state
-            values = values.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        digest.update(values if isinstance(values, bytes) else repr(values).encode())
+    for value in model.state_dict().values():
+        for part in content_of(value):
+            digest.update(part)
     return digest.hexdigest()[:16]
+
+
+def content_of(value):
+    """A value of a state_dict as bytes, a list of them: of a tensor, or of what a module keeps as extra state."""
+    if isinstance(value, torch.Tensor):
+        return bytes_of(value)
+    if isinstance(value, bytes):
+        return [value]
+    parts, structure = tree_flatten(value)
+    if structure.is_leaf():
+        return [repr(value).encode()]
+    return [repr(structure).encode(), *(data for part in parts for data in content_of(part))]
+
+
+def bytes_of(tensor):
+    """The numbers of a tensor of any kind; if it has none that can be read, its text."""
+    try:
+        if isinstance(tensor, DTensor):  # with FSDP a process holds a part
+            tensor = tensor.full_tensor()
+        tensor = tensor.detach().cpu()
+        if tensor.layout is torch.sparse_coo:
+            tensor = tensor.coalesce()
+            return [*bytes_of(tensor.indices()), *bytes_of(tensor.values())]
+        if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+            return [data for part in (tensor.crow_indices(), tensor.col_indices(), tensor.values())
+                    for data in bytes_of(part)]  # fmt: skip
+        if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+            return [data for part in (tensor.ccol_indices(), tensor.row_indices(), tensor.values())
+                    for data in bytes_of(part)]  # fmt: skip
+        if tensor.is_quantized:
+            return [*bytes_of(tensor.int_repr()), *bytes_of(tensor.dequantize())]
+        tensor = tensor.resolve_conj().resolve_neg().contiguous()
+        return [tensor.flatten().view(torch.uint8).numpy().tobytes()]
+    except (RuntimeError, TypeError, NotImplementedError):  # a checksum must not end a training that was good
+        return [repr(tensor).encode()]
