@@ -19,7 +19,7 @@ import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
+if sys.path[:1] != [str(ROOT)]:  # the first, because another package may be called src
     sys.path.insert(0, str(ROOT))
 
 from src.launch.ranks import export_ranks  # noqa: E402

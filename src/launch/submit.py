@@ -20,7 +20,7 @@ from src.launch.job import ROOT, minutes
 from src.launch.payload import Run
 from src.launch.ranks import drop_strays, export_ranks
 from src.launch.records import list_typed, make_folder, this_process, typed, write_end, write_record
-from src.launch.script import container_program, python_command, sbatch_parameters
+from src.launch.script import container_program, python_command, sbatch_parameters, slurm_python
 
 
 def free_port():
@@ -126,7 +126,7 @@ def submit_to_slurm(command, config, request, folder):
     target = folder or Path(job.log_path) / "%j"
     parent = folder or Path(job.log_path)
     run = Run(command, config, folder and str(folder))
-    executor = Executor(target, max_num_timeout=job.requeues, python=shlex.join(python_command(job)))
+    executor = Executor(target, max_num_timeout=job.requeues, python=slurm_python(job))
     executor.update_parameters(**sbatch_parameters(job, target))
     try:
         submitted = executor.submit(run)

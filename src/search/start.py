@@ -15,7 +15,7 @@ from src.launch.payload import Run
 from src.launch.ranks import export_ranks
 from src.launch.records import list_typed, name_of, this_process, typed, write_end, write_record
 from src.launch.runs import describe_all
-from src.launch.script import python_command, sbatch_parameters
+from src.launch.script import sbatch_parameters, slurm_python
 from src.launch.slurm import ACTIVE
 from src.launch.submit import Executor, held_back, remove_links
 from src.search import study
@@ -121,7 +121,7 @@ def submit(folder, job, numbers, at_once):
     """A job array, a task for each trial."""
     for number in numbers:
         (folder / str(number)).mkdir(exist_ok=True)
-    executor = ArrayExecutor(folder, max_num_timeout=job.requeues, python=shlex.join(python_command(job)))
+    executor = ArrayExecutor(folder, max_num_timeout=job.requeues, python=slurm_python(job))
     executor.update_parameters(**sbatch_parameters(job, folder / "%a"))
     try:
         job_id = executor.submit_array({number: TrialRun(folder, number, job) for number in numbers}, at_once)
