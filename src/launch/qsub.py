@@ -124,14 +124,21 @@ def explained_script(job, command, folder):
 
 
 def hand_in(job, command, folder):
-    """Write the script into the run's folder and give it to qsub; returns the job's id."""
+    """Write the script into the run's folder and give it to qsub; returns the job's id.
+
+    Raises:
+        ValueError: qsub's reason not to take it
+    """
     (folder / "job.sh").write_text("".join(f"{line}\n" for _, line in script_lines(job, command, folder)))
     for name in ("attempts", "exit_code"):  # of a run that goes on
         (folder / name).unlink(missing_ok=True)
     terse = ["-terse"] if job.cluster == "sge" else []
-    done = subprocess.run(["qsub", *terse, str(folder / "job.sh")], stdout=subprocess.PIPE, text=True)
+    command = ["qsub", *terse, str(folder / "job.sh")]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode:
-        return None
+        reason = "; ".join((done.stderr or done.stdout).strip().splitlines())
+        raise ValueError(printable(reason)[:500] or "it gave no reason")
+    sys.stderr.write(done.stderr)
     (folder / "job_id").write_text(done.stdout)
     return id_of(folder)
 

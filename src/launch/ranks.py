@@ -53,7 +53,11 @@ def drop_strays():
 
 def first_set(names):
     """The whole number in the first of these variables that is set, else None."""
-    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), None)
+    return next((int(os.environ[name]) for name in names if is_number(os.environ.get(name, ""))), None)
+
+
+def is_number(text):
+    return re.fullmatch("[0-9]{1,9}", text) is not None
 
 
 def started_by(launcher):
@@ -69,13 +73,18 @@ def started_by_srun():
     rank, size = first_set(["SLURM_PROCID"]), first_set(["SLURM_STEP_NUM_TASKS"])
     if rank is None or size is None:
         return None
-    node = int(os.environ["SLURM_NODEID"])
+    node, local_rank = first_set(["SLURM_NODEID"]), first_set(["SLURM_LOCALID"])
     # How many processes on each node: "2(x3),1" is 2,2,2,1.
     counts = []
-    for part in os.environ["SLURM_STEP_TASKS_PER_NODE"].split(","):
-        count, times = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part).groups()
-        counts += [int(count)] * int(times or 1)
-    return rank, size, int(os.environ["SLURM_LOCALID"]), counts[node]
+    for part in os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):
+        if match := re.fullmatch(r"([0-9]{1,6})(?:\(x([0-9]{1,6})\))?", part):
+            counts += [int(match[1])] * int(match[2] or 1)
+    if node is None or local_rank is None or node >= len(counts):
+        sys.exit(
+            "SLURM_PROCID is set, and SLURM_NODEID, SLURM_LOCALID or SLURM_STEP_TASKS_PER_NODE is missing or wrong: "
+            "start the processes with srun, which sets them all, or unset SLURM_PROCID"
+        )
+    return rank, size, local_rank, counts[node]
 
 
 def first_host(nodes):
@@ -86,8 +95,10 @@ def first_host(nodes):
             return names.stdout.split()[0]
     except (OSError, subprocess.TimeoutExpired):
         pass
-    name, number = re.match(r"([^,\[]+)(?:\[([^],-]+))?", nodes).groups()
-    return name + (number or "")
+    first = re.match(r"(?:[^,\[\]]|\[[^\]]+\])+", nodes)
+    if not first:
+        sys.exit(f"Slurm's list of nodes, {nodes!r}, cannot be read: set MASTER_ADDR to the name of the first node")
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first[0])  # of each [03-05,9] the first number
 
 
 def port_of(job):
@@ -102,8 +113,13 @@ def export_ranks():
     """
     if "RANK" in os.environ and "LOCAL_RANK" not in os.environ:
         sys.exit("RANK is set and LOCAL_RANK is not: torchrun sets both, so unset RANK, or set all that torchrun sets")
-    told = started_by(TORCHRUN) or started_by(SUBMITIT_LOCAL) or started_by(OPEN_MPI) or started_by(MPICH)
+    mpi = started_by(OPEN_MPI) or started_by(MPICH)
+    told = started_by(TORCHRUN) or started_by(SUBMITIT_LOCAL) or mpi
     srun = None if told else started_by_srun()
+    if not told and not srun and "WORLD_SIZE" in os.environ and "RANK" not in os.environ:
+        sys.exit("WORLD_SIZE is set and RANK is not: torchrun sets both, so unset WORLD_SIZE, or start with torchrun")
+    if told and told == mpi:
+        refuse_uneven(*mpi)
     rank, size, local_rank, local_size = told or srun or (0, 1, 0, 1)
     found = {
         "RANK": rank,
@@ -116,7 +132,7 @@ def export_ranks():
     if size == local_size:
         found["MASTER_ADDR"] = "127.0.0.1"  # needs no name to be looked up
     elif srun:
-        found["MASTER_ADDR"] = first_host(os.environ["SLURM_STEP_NODELIST"])
+        found["MASTER_ADDR"] = first_host(os.environ.get("SLURM_STEP_NODELIST", ""))
     elif "SLURM_JOB_NODELIST" in os.environ:  # mpirun in a Slurm job
         found["MASTER_ADDR"] = first_host(os.environ["SLURM_JOB_NODELIST"])
     elif "MASTER_ADDR" not in os.environ:
@@ -134,3 +150,28 @@ def export_ranks():
         )
     for name, value in found.items():
         os.environ.setdefault(name, str(value))
+    refuse_impossible()
+
+
+def refuse_uneven(rank, size, local_rank, local_size):
+    """The number of a node is known only where MPI places the processes node by node, as many on each."""
+    if size != local_size and (size % local_size or rank % local_size != local_rank):
+        sys.exit(
+            f"process {rank} of {size} is number {local_rank} of {local_size} on its node: place the processes node by "
+            f"node, as many on each, such as --map-by ppr:{local_size}:node (Open MPI) or -ppn {local_size} (others)"
+        )
+
+
+def refuse_impossible():
+    """Exit with one sentence if the variables contradict each other: some may have been set by hand."""
+    texts = {name: os.environ[name] for name in OURS if name != "MASTER_ADDR"}
+    if all(map(is_number, texts.values())):
+        numbers = {name: int(text) for name, text in texts.items()}
+        if (
+            numbers["RANK"] < numbers["WORLD_SIZE"]
+            and numbers["LOCAL_RANK"] < numbers["LOCAL_WORLD_SIZE"] <= numbers["WORLD_SIZE"]
+            and numbers["MASTER_PORT"] < 65536
+        ):
+            return
+    shown = ", ".join(f"{name}={text[:40]}" for name, text in texts.items())
+    sys.exit(f"{shown} cannot be right: unset them, or set all that torchrun sets")

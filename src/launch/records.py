@@ -213,7 +213,8 @@ def write_json(path, content):
     """All of it or nothing, also after a power cut or on a full disk: run.py list may be reading."""
     new = path.with_suffix(f".{os.getpid()}")
     try:
-        with open(new, "w") as file:
+        new.unlink(missing_ok=True)
+        with open(new, "x") as file:  # not through a link that somebody has put there
             file.write(json.dumps(content, indent=2) + "\n")
             file.flush()
             os.fsync(file.fileno())
