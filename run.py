@@ -16,18 +16,35 @@ RUN is the name of a folder in logs/, or a path. --model, --data, --optimizer, -
 take the name of a class, --model.x 1 an argument of it, --trainer.x 1 one of Lightning's Trainer.
 """
 
+import contextlib
+import errno
+import os
 import sys
 
-from src.launch import qsub, runs
-from src.launch.checks import heed, run_checks
-from src.launch.files import nearest
-from src.launch.flags import make_parser, parse
-from src.launch.job import find_cluster
-from src.launch.records import config_of, find_run, find_study, parent_of, read_record, refuse_trial
-from src.launch.report import print_report
-from src.launch.script import explained_script
-from src.launch.submit import print_config, submit
+ROOT = os.path.dirname(os.path.realpath(__file__))
+if sys.path[:1] != [ROOT]:  # with PYTHONSAFEPATH; another package could be called src
+    sys.path.insert(0, ROOT)
 
+from src.launch import qsub, runs  # noqa: E402
+from src.launch.checks import heed, run_checks  # noqa: E402
+from src.launch.files import Unreadable, check_keys, nearest  # noqa: E402
+from src.launch.flags import make_parser, parse  # noqa: E402
+from src.launch.job import find_cluster  # noqa: E402
+from src.launch.records import (  # noqa: E402
+    JOB_TYPES,
+    config_of,
+    find_run,
+    find_study,
+    parent_of,
+    read_record,
+    refuse_trial,
+)
+from src.launch.report import print_report  # noqa: E402
+from src.launch.script import explained_script  # noqa: E402
+from src.launch.submit import print_config, submit  # noqa: E402
+from src.settings import shortened  # noqa: E402
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 TRAINING = ["fit", "validate", "test", "predict"]
 AGAIN = ["resume", "repeat"]
 LOOKING = ["list", "log", "cancel", "report"]
@@ -46,6 +63,7 @@ def start(command, argv):
     train_command = command
     if command in AGAIN:
         record = read_record(run)
+        check_keys(record["job"], JOB_TYPES, run / "run.json", "job: ")  # those of a newer version
         train_command = record["command"]
         request = parse(argv, config_of(run), record["job"] | {"log_path": str(parent_of(run))})
     else:
@@ -61,15 +79,18 @@ def start(command, argv):
     job = request.job
     job.name = job.name or train_command
     if request.dry_run:
-        job.cluster = job.cluster if job.cluster in qsub.CLUSTERS else "slurm"
+        job.cluster = "slurm" if job.cluster == "auto" else job.cluster
     elif job.cluster == "auto":
         job.cluster = find_cluster()
     if request.print_config:
         print_config(train_command, request)
     results = run_checks(request)
     if request.dry_run:
-        if job.cluster == "slurm":
-            print(explained_script(job, run if command == "resume" else f"{job.log_path}/%j"))
+        if job.cluster in ("local", "debug"):
+            print(f"--cluster {job.cluster} needs no script.")
+        elif job.cluster == "slurm":
+            with contextlib.suppress(ValueError):  # wrong --directives, of which the checks tell
+                print(explained_script(job, run if command == "resume" else f"{job.log_path}/%j"))
         else:
             folder = run if command == "resume" else f"{job.log_path}/TIME_{job.name}"
             print(qsub.explained_script(job, train_command, folder))
@@ -104,13 +125,22 @@ def main():
         getattr(runs, f"{command}_")(argv)
     else:
         commands = TRAINING + AGAIN + LOOKING + ["search", "doctor"]
-        near = nearest(command, commands)
+        near = nearest(command[:100], commands)
         hint = f"did you mean {near}?" if near else f"there are {', '.join(commands)}"
-        sys.exit(f"there is no command {command}: {hint}")
+        sys.exit(f"there is no command {shortened(command)}: {hint}")
 
 
 if __name__ == "__main__":
     try:
         main()
+    except BrokenPipeError:  # python run.py list | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Unreadable as error:
+        sys.exit(str(error))
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        sys.exit(f"cannot write to {error.filename or 'a file'}: {error.strerror}")
     except KeyboardInterrupt:
         sys.exit(130)  # what a shell says of Ctrl-C

@@ -3,8 +3,11 @@
 torch is not imported here, so that run.py can check these flags at once.
 """
 
+import math
 import re
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
@@ -17,7 +20,7 @@ class Settings:
     """How the training runs.
 
     Args:
-        seed: decides everything that is random
+        seed: decides everything that is random: 0 to 4294967295
         batch_size: images in a step, of all processes together
         num_workers: processes that load data, for each training process
         data_dir: where the data lie; default: data/ beside run.py
@@ -47,7 +50,7 @@ class Settings:
         profile: measure where the time goes; the report lies in the run's folder
     """
 
-    seed: PositiveInt = 1
+    seed: NonNegativeInt = 1
     batch_size: PositiveInt = 64
     num_workers: NonNegativeInt = 0
     data_dir: str | None = None
@@ -75,6 +78,13 @@ class Settings:
     profile: Literal["simple", "advanced", "pytorch"] | None = None
 
     def __post_init__(self):
+        if self.seed >= 2**32:
+            raise ValueError(f"--seed {shortened(self.seed)} is too large: seeds are 0 to {2**32 - 1}")
+        if self.gradient_clip is not None and not math.isfinite(self.gradient_clip):
+            raise ValueError(f"--gradient_clip {self.gradient_clip} is not a finite number: omit it to clip nothing")
+        for name in ("data_dir", "init_from"):
+            if (text := getattr(self, name)) is not None:
+                path_of(text, f"--{name}")
         period(self.checkpoint_every, "--checkpoint_every")
         period(self.validate_every, "--validate_every")
         if self.max_time is not None:
@@ -87,14 +97,53 @@ class Settings:
             )
 
 
+def shortened(value):
+    """The value as a text of at most 80 characters, without control characters: it may be very long."""
+    try:
+        text = str(value)
+    except ValueError:  # an integer of more than 4300 digits
+        text = "a number of thousands of digits"
+    text = printable(text)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+
+
+def printable(text):
+    """The text with ? for each control character: in a terminal they would be commands."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def path_of(text, what):
+    """An absolute path.
+
+    Args:
+        what: the flag or the file that names the path, for the sentence
+    Raises:
+        ValueError: no file can have this path
+    """
+    text = str(text)
+    try:
+        path = Path(text).expanduser()
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()
+        return path.resolve()
+    except RuntimeError:
+        reason = "there is no such user"
+    except OSError as error:
+        reason = error.strerror
+    except ValueError:  # a NUL character, or a surrogate
+        reason = "it holds characters that no path can hold"
+    raise ValueError(f"{what} {shortened(text)} is not a usable path: {reason}")
+
+
 def period(text, flag):
     """A number of steps or epochs: 500 and "500" are (500, "steps"), "2epochs" is (2, "epochs").
 
     Raises:
         ValueError: it is neither
     """
-    match = re.fullmatch(r"([1-9]\d*) ?(step|epoch)?s?", str(text))
+    match = re.fullmatch(r"([1-9][0-9]{0,17}) ?(step|epoch)?s?", shortened(text))
     if not match:
+        text = shortened(text)
         raise ValueError(f"{flag} {text} is neither a number of steps, such as 500, nor of epochs, such as 1epoch")
     return int(match[1]), "epochs" if match[2] == "epoch" else "steps"
 
@@ -107,7 +156,7 @@ def seconds(text, flag):
     """
     total = clock_seconds(text)
     if total is None:
-        raise ValueError(f"{flag} {text} is not HH:MM:SS or D-HH:MM:SS, such as 00:10:00")
+        raise ValueError(f"{flag} {shortened(text)} is not HH:MM:SS or D-HH:MM:SS, such as 00:10:00")
     return total
 
 
@@ -118,7 +167,7 @@ def smaller_is_better(monitor):
 
 def clock_seconds(text):
     """HH:MM:SS or D-HH:MM:SS in seconds; None if it is neither, or no time at all."""
-    match = re.fullmatch(r"(?:(\d+)-)?(\d{1,2}):([0-5]\d):([0-5]\d)", text)
+    match = re.fullmatch(r"(?:([0-9]{1,6})-)?([0-9]{1,2}):([0-5][0-9]):([0-5][0-9])", text)
     if not match or not re.search("[1-9]", text):
         return None
     days, hours, minutes, rest = (int(part or 0) for part in match.groups())

@@ -19,7 +19,7 @@ import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
+if sys.path[:1] != [str(ROOT)]:  # the first, because another package may be called src
     sys.path.insert(0, str(ROOT))
 
 from src.launch.ranks import cpus, export_ranks  # noqa: E402
@@ -209,6 +209,7 @@ def train(command, config_text, run_folder, callbacks=(), test=True):
     if settings.strategy == "fsdp" and int(os.environ["WORLD_SIZE"]) > 1:
         attach_sharding(model, settings.sync_batchnorm)
 
+    store = meet_on_this_machine()  # held until the processes have parted
     checkpoint = checkpoint_for(command, run_folder, config)
     logger = None
     if command == "fit" and not settings.fast_dev_run:
@@ -218,7 +219,6 @@ def train(command, config_text, run_folder, callbacks=(), test=True):
     if isinstance(logger, TensorBoardLogger) and settings.strategy != "fsdp" and hasattr(model, "tensorboard_pages"):
         pages = model.tensorboard_pages(data)
     callbacks = [*parts.callbacks, *callbacks, *([Predictions(run_folder)] if command == "predict" else [])]
-    store = meet_on_this_machine()  # held until the processes have parted
     trainer = make_trainer(settings, run_folder, logger, pages, callbacks, config.trainer, model)
     if command == "fit":
         fit(trainer, model, data, checkpoint, settings, run_folder, test)

@@ -98,11 +98,13 @@ def modules_of(folder: Path):
     before = ours()
     for name in before:
         del sys.modules[name]
-    sys.path.insert(0, str(folder))
+    path = sys.path[:]
+    # Without the root: its src is a package, which wins over a folder without __init__.py that comes before it.
+    sys.path[:] = [str(folder), *(entry for entry in path if not Path(entry, "src/__init__.py").exists())]
     try:
         yield
     finally:
-        sys.path.remove(str(folder))
+        sys.path[:] = path
         for name in ours():
             del sys.modules[name]
         sys.modules.update(before)

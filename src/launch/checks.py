@@ -5,6 +5,7 @@ A check is a function of a Request that returns (level, sentence): OK, WARNING o
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,8 +16,8 @@ from src.launch import qsub
 from src.launch.files import data_class, divides_batches
 from src.launch.job import ROOT, megabytes, minutes
 from src.launch.ranks import strays
-from src.launch.script import container_program
-from src.settings import indivisible
+from src.launch.script import bound_folders, container_program, slurm_directives
+from src.settings import indivisible, shortened
 
 OK, WARNING, ERROR = "ok", "WARNING", "ERROR"
 FREE_DISK = 5 * 1024**3  # bytes; a checkpoint of a large network alone has some gigabytes
@@ -32,8 +33,13 @@ def check_place(request):
         return ERROR, "--cluster slurm needs sbatch, which is not found here: take --cluster local"
     if job.cluster in qsub.CLUSTERS and not request.dry_run and not shutil.which("qsub"):
         return ERROR, f"--cluster {job.cluster} needs qsub, which is not found here: --dry_run shows the script"
-    if job.directives and job.cluster not in qsub.CLUSTERS:
-        return ERROR, f"--directives are for --cluster pbs and sge, not for {job.cluster}"
+    if job.directives and job.cluster in ("local", "debug"):
+        return ERROR, f"--directives are for --cluster slurm, pbs and sge, not for {job.cluster}"
+    if job.cluster == "slurm":
+        try:
+            slurm_directives(job)
+        except ValueError as error:
+            return ERROR, str(error)
     return OK, f"{job.nodes} x {job.tasks_per_node} = {job.processes} processes on --cluster {job.cluster}"
 
 
@@ -108,10 +114,16 @@ def check_container(request):
     image, program = job.container, container_program(job)
     if not image:
         return OK, "no container"
+    for folder in bound_folders(job):
+        if found := re.search("[,:]", folder):
+            return ERROR, f"{folder} holds {found[0]}, so it cannot be bound in a container: use another folder"
+    for bind in job.container_binds:
+        if "," in bind or bind.count(":") > 2:
+            return ERROR, f"--container_binds {shortened(bind)} is not one FOLDER, FOLDER:INSIDE or FOLDER:INSIDE:ro"
     if job.cluster == "debug":
         return ERROR, f"--container {image} needs another --cluster: debug runs in this Python"
     if "://" not in image and not Path(image).exists():
-        return ERROR, f"--container {image}: there is no such image"
+        return ERROR, f"--container {shortened(image)}: there is no such image"
     if not shutil.which(program):
         missing = f"--container {image} needs {program}, which is not found here"
         if job.cluster == "local" or not importlib.util.find_spec("torch"):
@@ -123,10 +135,32 @@ def check_container(request):
     return OK, f"the training runs in {image}"
 
 
+# The name of a variable whose value is not for others, and that value, unless it is read from elsewhere.
+SECRET = re.compile(
+    r"\b(\w*(?:TOKEN(?!IZ|S)|SECRET|PASSWORD|PASSWD|CREDENTIAL|(?:^|_|API|ACCESS|PRIVATE)KEY)\w*)=(?![\"']?\$|[\"']?\s*$)(?![\"']?[~./])",
+    re.IGNORECASE,
+)
+
+
+def check_secrets(request):
+    job = request.job
+    flags = {name: getattr(job, name) for name in ("setup", "container_env", "directives")} | {"mpirun": [job.mpirun]}
+    for flag, texts in flags.items():
+        for text in texts:
+            if found := SECRET.search(text):
+                name = found[1]
+                inside = f"APPTAINERENV_{name}" if flag == "container_env" else name
+                return ERROR, (
+                    f"--{flag} holds the value of {name}, which would be in files that others can read: put it into a "
+                    f"file of your own, and set --setup '[export {inside}=$(cat FILE)]'"
+                )
+    return OK, "no passwords or keys in --setup and --container_env"
+
+
 def check_disk(request):
     folder = Path(request.job.log_path)
-    existing = next(path for path in [folder, *folder.parents] if path.exists())
     try:
+        existing = next(path for path in [folder, *folder.parents] if path.exists())
         tempfile.TemporaryFile(dir=existing).close()  # an OSError if it is somebody else's, or no folder
     except OSError as error:
         return ERROR, f"cannot write to {folder}: {error.strerror}. Name another folder with --log_path"
@@ -138,9 +172,16 @@ def check_disk(request):
 
 def check_git(request):
     try:
-        status = subprocess.run(["git", "-C", ROOT, "status", "--porcelain"], capture_output=True, text=True)
+        status = subprocess.run(
+            ["git", "-C", ROOT, "status", "--porcelain"], capture_output=True, text=True, errors="replace"
+        )
     except OSError:  # no git
         return OK, "there is no git to say which code this is"
+    if "dubious ownership" in status.stderr:
+        return WARNING, (
+            "git refuses this repository because it belongs to another user, so nothing is kept to say which code this "
+            f"is: git config --global --add safe.directory {ROOT}"
+        )
     if status.returncode:
         return OK, "the code is not in git: nothing is kept to say which code this was"
     if changed := len(status.stdout.splitlines()):
@@ -158,6 +199,7 @@ CHECKS = [
     check_precision,
     check_environment,
     check_container,
+    check_secrets,
     check_disk,
     check_git,
 ]

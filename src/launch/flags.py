@@ -9,14 +9,14 @@ import sys
 import types
 import typing
 from dataclasses import dataclass
-from pathlib import Path
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 from src.launch.files import JOB_KEYS, SECTIONS, SETTINGS_KEYS, find_config, nearest, read_config, read_site
 from src.launch.job import Job
-from src.settings import Settings
+from src.settings import Settings, path_of, shortened
 
 OWN_FLAGS = {"dry_run": bool, "print_config": bool, "config": str, "ckpt": str}
 TYPES = typing.get_type_hints(Job) | typing.get_type_hints(Settings) | OWN_FLAGS
@@ -79,13 +79,13 @@ def split_flags(argv):
     while rest:
         word = rest.pop(0)
         if not word.startswith("--"):
-            sys.exit(f"{word!r} is not expected here: a flag begins with --, and takes one value")
+            sys.exit(f"{shortened(word)!r} is not expected here: a flag begins with --, and takes one value")
         name, has_value, value = word[2:].partition("=")
         section = re.split(r"[.+]", name)[0]
         if name not in known and section not in SECTIONS:
-            near = nearest(section.replace("-", "_"), known)
+            near = nearest(section[:100].replace("-", "_"), known)
             hint = f"did you mean --{near}{name[len(section) :]}?" if near else "python run.py --help names them all"
-            sys.exit(f"there is no flag --{name}: {hint}")
+            sys.exit(f"there is no flag --{shortened(name)}: {hint}")
         if not has_value:
             if TYPES.get(name) is bool and (not rest or rest[0].lower() not in ("true", "false")):
                 value = "true"
@@ -93,8 +93,40 @@ def split_flags(argv):
                 sys.exit(f"--{name} needs a value: {allowed(TYPES.get(name, str))}")
             else:
                 value = rest.pop(0)
+        if not value and name in TYPES:
+            sys.exit(f"--{name} needs a value: {allowed(TYPES[name])}")
         pairs.append((name, value))
     return pairs
+
+
+def check_number(kind, text):
+    """Refuse what is a number for Python alone, such as 1_000.
+
+    Raises:
+        ValueError: without a sentence
+    """
+    kinds = typing.get_args(kind) or (kind,)
+    numbers = [part for part in kinds if isinstance(part, type) and issubclass(part, (int, float))]
+    if numbers and str not in kinds and ("_" in text or not text.isascii()):
+        raise ValueError
+
+
+def flag_value(parser, name, text):
+    """What was typed, in the type of its flag. A text is the text itself, and no YAML, for which #x is nothing.
+
+    Raises:
+        ArgumentError, ValueError, yaml.YAMLError: it cannot be that type
+    """
+    kind = TYPES[name]
+    if kind in (str, str | None):
+        return text
+    if kind == list[str]:
+        value = yaml.load(text, yaml.BaseLoader)  # all its values are texts
+        if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
+            raise ValueError
+        return value
+    check_number(kind, text)
+    return parser.parse_args([f"--{name}={text}"])[name]
 
 
 def check_types(values, path=None):
@@ -104,13 +136,21 @@ def check_types(values, path=None):
     for name, value in values.items():
         try:
             if path is None:
-                typed[name] = parser.parse_args([f"--{name}={value}"])[name]
+                typed[name] = flag_value(parser, name, value)
             else:
+                check_number(TYPES[name], str(value))
                 typed[name] = parser.parse_object({name: value})[name]
-        except ArgumentError:
-            given = f"--{name} {value}" if path is None else f"{path}: {name}: {value}"
+        except (ArgumentError, ValueError, OverflowError, yaml.YAMLError):
+            given = f"--{name} {shortened(value)}" if path is None else f"{path}: {name}: {shortened(value)}"
             sys.exit(f"{given} is not {allowed(TYPES[name])}")
     return typed
+
+
+def for_training(name, value):
+    """The value as src/train.py has to receive it: that program reads YAML, for which ~ and #x are nothing."""
+    if TYPES.get(name) != str | None or value.partition("#")[0].strip() not in ("", "~", "null", "Null", "NULL"):
+        return value
+    return sys.exit(f"--{name} {value} is no name") if name == "monitor" else str(path_of(value, f"--{name}"))
 
 
 def parse(argv, stored_config=None, stored_job=None):
@@ -140,13 +180,17 @@ def parse(argv, stored_config=None, stored_job=None):
     try:
         request_job, request_settings = Job(**job), Settings(**settings)
         if request_job.container and request_settings.data_dir:
-            folder = str(Path(request_settings.data_dir).expanduser().resolve())
+            folder = str(path_of(request_settings.data_dir, "--data_dir"))
+            if found := re.search("[,:]", folder):
+                raise ValueError(f"--data_dir {shortened(folder)} holds {found[0]}, which --container cannot bind")
             request_job.container_binds = list(dict.fromkeys([*request_job.container_binds, folder]))
     except ValueError as error:
         sys.exit(str(error))
 
     arguments = [f"--config={path}" for path in ([stored_config] if stored_config else []) + configs]
-    arguments += [f"--{name}={value}" for name, value in pairs if name not in JOB_KEYS and name not in OWN_FLAGS]
+    arguments += [
+        f"--{name}={for_training(name, value)}" for name, value in pairs if name not in [*JOB_KEYS, *OWN_FLAGS]
+    ]
     if request_settings.accelerator == "auto" and "accelerator" not in flags:
         request_settings.accelerator = "gpu" if request_job.gpus_per_node else "cpu"
         arguments.append(f"--accelerator={request_settings.accelerator}")

@@ -4,13 +4,13 @@ import math
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from src.settings import clock_seconds
+from src.settings import clock_seconds, path_of, shortened
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,7 +41,8 @@ class Job:
         container_env: more variables in it, such as [NCCL_DEBUG=INFO]
         mpirun: pbs and sge: what starts the processes, such as "aprun -n {processes} -N {tasks_per_node}"
         parallel_environment: sge: where the slots of the job come from
-        directives: pbs and sge: more lines for the head of the script, such as ["-l rt_F=2"]
+        directives: more lines for the head of the script, such as [--reservation=course, --gres=gpu:a100:2] for
+            slurm, ["-l rt_F=2"] for pbs and sge
         requeues: how often a job that reaches its time limit goes on
         log_path: folder of the runs; default: logs/ beside run.py
         name: in the queue; default: the command
@@ -73,32 +74,89 @@ class Job:
     name: str | None = None
 
     def __post_init__(self):
+        for each in fields(self):
+            check_text(each.name, getattr(self, each.name))
         megabytes(self.mem)
         minutes(self.time)
-        if self.name is not None and not re.fullmatch(r"[\w.=-]+", self.name):
-            raise ValueError(f"--name {self.name!r} may hold only letters, digits and _ . = -")
+        if self.name is not None:
+            check_name(self.name)
+        for module in self.modules:
+            if re.search(r"\s", module) or not module:
+                raise ValueError(f"--modules {shortened(module)!r} is not one module: separate them, as in [gcc, cuda]")
         for variable in self.container_env:
-            if not re.match(r"[A-Za-z_]\w*=", variable):
-                raise ValueError(f"--container_env {variable!r} is not NAME=VALUE")
+            if not re.match(r"[A-Za-z_][A-Za-z0-9_]*=", variable):
+                raise ValueError(f"--container_env {shortened(variable)!r} is not NAME=VALUE")
         if self.container and "://" not in self.container:  # a job may start in another folder
-            self.container = str(Path(self.container).expanduser().resolve())
+            self.container = str(path_of(self.container, "--container"))
         self.tasks_per_node = self.tasks_per_node or max(1, self.gpus_per_node)
-        try:
-            self.mpirun.format(**self.words("file"))
-        except (KeyError, IndexError, ValueError):
+        if re.search("[{}]", self.filled_mpirun("file")):
             known = ", ".join(f"{{{word}}}" for word in self.words("file"))
-            raise ValueError(f"--mpirun {self.mpirun!r} may name {known}, and nothing else in braces") from None
-        self.log_path = str(Path(self.log_path or ROOT / "logs").expanduser().resolve())
+            raise ValueError(f"--mpirun {shortened(self.mpirun)!r} may name {known}, and nothing else in braces")
+        self.log_path = str(path_of(self.log_path or ROOT / "logs", "--log_path"))
+        check_text("log_path", self.log_path)
+        if found := re.search(r"[%\\]", self.log_path):  # Slurm replaces %j and the like in the names of logs
+            raise ValueError(
+                f"--log_path {shortened(self.log_path)} holds {found[0]}, which Slurm would replace: name another"
+            )
+        if self.cluster in ("pbs", "sge"):
+            self.check_head()
+
+    def check_head(self):
+        """PBS and SGE have no quotes in the head of a script: what holds a blank would be two options.
+
+        Raises:
+            ValueError: with one sentence
+        """
+        for name in ("partition", "account", "parallel_environment"):
+            if found := re.search(r"[\s'\"\\$`;#]", getattr(self, name) or ""):
+                raise ValueError(
+                    f"--{name} {shortened(getattr(self, name))!r} holds {found[0]!r}, which --cluster {self.cluster} "
+                    "does not accept there"
+                )
+        if found := re.search(r"[\s'\"\\$`;#:,^]", self.log_path):
+            raise ValueError(
+                f"--log_path {shortened(self.log_path)} holds {found[0]!r}, which --cluster {self.cluster} does not "
+                "accept in a path: name another folder"
+            )
 
     @property
     def processes(self):
         """Of all nodes together."""
         return self.nodes * self.tasks_per_node
 
+    def filled_mpirun(self, hostfile):
+        """--mpirun with values in place of the words in braces."""
+        known = self.words(hostfile)
+        return re.sub(r"\{(\w+)\}", lambda found: str(known.get(found[1], found[0])), self.mpirun)
+
     def words(self, hostfile):
         """What --mpirun may name in braces."""
         names = ("nodes", "tasks_per_node", "cpus_per_task", "processes")
         return {name: getattr(self, name) for name in names} | {"hostfile": hostfile}
+
+
+def check_text(name, value):
+    """Refuse control characters, which end a line of the script or are commands to a terminal, and invalid Unicode.
+
+    Raises:
+        ValueError: with one sentence
+    """
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str) and re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", text):
+            shown = ascii(text) if len(text) < 80 else f"{ascii(text[:60])}..."
+            raise ValueError(f"--{name} {shown} may not hold line breaks or other control characters")
+
+
+def check_name(name):
+    """The name of a job is part of the name of a folder.
+
+    Raises:
+        ValueError: with one sentence
+    """
+    if not re.fullmatch(r"(?![.]+$|-)[\w.=-]+", name):
+        raise ValueError(f"--name {shortened(name)!r} may hold only letters, digits and _ . = -, and not begin with -")
+    if len(name.encode()) > 100:
+        raise ValueError(f"--name {shortened(name)} is too long: at most 100 characters (bytes) are allowed")
 
 
 def megabytes(text):
@@ -107,9 +165,9 @@ def megabytes(text):
     Raises:
         ValueError: it has no unit, or is no number
     """
-    match = re.fullmatch(r"([1-9]\d*)([MGT])", text)
+    match = re.fullmatch(r"([1-9][0-9]{0,11})([MGT])", text)
     if not match:
-        raise ValueError(f"--mem {text!r} is not a number with a unit, such as 500M or 4G")
+        raise ValueError(f"--mem {shortened(text)!r} is not a number with a unit, such as 500M or 4G")
     return int(match[1]) * {"M": 1, "G": 1024, "T": 1024**2}[match[2]]
 
 
@@ -121,7 +179,7 @@ def minutes(text):
     """
     total = clock_seconds(text)
     if total is None:
-        raise ValueError(f"--time {text!r} is not HH:MM:SS or D-HH:MM:SS, such as 00:10:00")
+        raise ValueError(f"--time {shortened(text)!r} is not HH:MM:SS or D-HH:MM:SS, such as 00:10:00")
     return math.ceil(total / 60)
 
 

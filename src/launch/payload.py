@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import socket
 import sys
 import uuid
 from pathlib import Path
@@ -12,6 +13,7 @@ from submitit.core.logger import get_logger
 from submitit.helpers import DelayedSubmission
 from submitit.slurm.slurm import SlurmJobEnvironment
 
+from src.launch import provenance
 from src.launch.ranks import export_ranks
 from src.launch.script import REQUEUE_NOTE
 
@@ -46,17 +48,62 @@ class Run:
         export_ranks()
         if int(os.environ["WORLD_SIZE"]) > 1:
             atexit.register(leave, self)  # registered first, so called last
-        self.train(Path(self.folder or job.paths.folder))
+        folder = Path(self.folder or job.paths.folder)
+        if os.environ["RANK"] == "0":
+            self.note_changes(folder, f"{job.job_id}-{os.environ.get('SLURM_RESTART_COUNT', '0')}")
+        self.train(folder)
         self.finished = True
+
+    def note_changes(self, folder, attempt):
+        """Say what has been edited since the submission, so that the folder holds what runs now."""
+        config = folder / "config.yaml"
+        if self.config is not None and config.is_file() and config.read_text(errors="replace") != self.config:
+            edited = config.with_name(f"config-edited-{attempt}.yaml")
+            config.rename(edited)
+            config.write_text(self.config)
+            get_logger().warning(f"config.yaml was edited while the job waited: it has no effect and is {edited.name}")
+        try:
+            if provenance.store_if_changed(folder, attempt):
+                get_logger().warning(f"the code was edited while the job waited: see git-{attempt}.txt")
+        except OSError as error:  # the training itself will say what cannot be written
+            get_logger().warning(f"whether the code was edited while the job waited is not known: {error}")
 
     def train(self, folder):
         from src.train import train  # torch is imported only here: describing a job does not need it
 
+        store = listen_on_this_machine()
         train(self.command, self.config, folder)
+        del store
 
     def checkpoint(self):
         """What submitit calls when the time is up: the same again, it goes on from what the run's folder holds."""
         return DelayedSubmission(self)
+
+
+def listen_on_this_machine():
+    """The place where the processes of one machine meet, which torch would open to the whole network.
+
+    Returns:
+        torch's store, which lives as long as it is held, in the first process; None in the others, on several machines
+    """
+    if os.environ["WORLD_SIZE"] == "1" or os.environ["WORLD_SIZE"] != os.environ["LOCAL_WORLD_SIZE"]:
+        return None
+    # The words in which torchrun says that the store is there already.
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    os.environ.setdefault("TORCHELASTIC_RESTART_COUNT", "0")
+    if os.environ["RANK"] != "0":
+        return None
+    from torch.distributed import TCPStore
+
+    port = int(os.environ["MASTER_PORT"])
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+    except OSError as error:
+        sys.exit(f"the processes cannot meet at port {port} of this machine ({error.strerror}): start the run again")
+    listener.listen(1024)
+    return TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
 
 
 def requeue_from_outside(environment, countdown):

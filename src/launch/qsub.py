@@ -4,13 +4,17 @@ The script starts src/train.py with mpirun, in the run's folder. There it also l
 cancel` ask for: `job_id` of the last job, a line in `attempts` when one begins, `exit_code` when one ends.
 """
 
+import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 
+from src.launch.files import Unreadable, read_text
 from src.launch.job import ROOT, megabytes, minutes
 from src.launch.script import python_command
+from src.settings import printable
 
 CLUSTERS = ("pbs", "sge")
 WARNING_TIME = 90  # seconds from the request to save until the time is up
@@ -83,12 +87,15 @@ def script_lines(job, command, folder):
         yield "", f"""awk '{loop}' "$PE_HOSTFILE" > "$hostfile\""""
     yield "the processes meet on the first machine", 'MASTER_ADDR=$(head -n 1 "$hostfile")'
     number = "${PBS_JOBID%%[!0-9]*}" if pbs else "JOB_ID"
-    yield "at a port that no other job or attempt has", f"MASTER_PORT=$((20000 + ({number} + attempts) % 12000))"
+    yield (
+        "at a port that the job before and the attempt before do not have",
+        f"MASTER_PORT=$((20000 + ({number} * 7 + attempts) % 12000))",
+    )
     yield (
         "else Open MPI and Intel MPI keep a process, its threads and its data workers on one CPU",
         "export OMPI_MCA_hwloc_base_binding_policy=none PRTE_MCA_hwloc_default_binding_policy=none I_MPI_PIN=0",
     )
-    processes = job.mpirun.format(**job.words(hostfile='"$hostfile"'))
+    processes = job.filled_mpirun('"$hostfile"')
     training = shlex.join([*python_command(job), "-u", str(ROOT / "src/train.py"), command])
     seconds = max(minutes(job.time) * 60 - WARNING_TIME, minutes(job.time) * 30)
     yield (
@@ -117,28 +124,67 @@ def explained_script(job, command, folder):
 
 
 def hand_in(job, command, folder):
-    """Write the script into the run's folder and give it to qsub; returns the job's id."""
+    """Write the script into the run's folder and give it to qsub; returns the job's id.
+
+    Raises:
+        ValueError: qsub's reason not to take it
+    """
     (folder / "job.sh").write_text("".join(f"{line}\n" for _, line in script_lines(job, command, folder)))
     for name in ("attempts", "exit_code"):  # of a run that goes on
         (folder / name).unlink(missing_ok=True)
     terse = ["-terse"] if job.cluster == "sge" else []
-    done = subprocess.run(["qsub", *terse, str(folder / "job.sh")], stdout=subprocess.PIPE, text=True)
+    command = ["qsub", *terse, str(folder / "job.sh")]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode:
-        return None
+        reason = "; ".join((done.stderr or done.stdout).strip().splitlines())
+        raise ValueError(printable(reason)[:500] or "it gave no reason")
+    sys.stderr.write(done.stderr)
     (folder / "job_id").write_text(done.stdout)
     return id_of(folder)
 
 
 def id_of(folder):
-    """Of the last job of the run: one that was queued again may have a new one."""
-    return (folder / "job_id").read_text().strip()
+    """Of the last job of the run: one that was queued again may have a new one. It may stand behind a greeting.
+
+    Ends with one sentence if there is none.
+    """
+    lines = text_of(folder / "job_id").splitlines()
+    ids = [line.strip() for line in lines if re.fullmatch(r"[0-9]+(\[\])?(\.[A-Za-z0-9_.-]+)?", line.strip())]
+    if not ids:
+        raise Unreadable(f"{folder / 'job_id'} holds no job id, but {printable(' '.join(lines))[:80]!r}")
+    return ids[-1]
+
+
+def text_of(path):
+    """What the job's script has written into a file; an empty text if it is not there.
+
+    Raises:
+        Unreadable: it is no text
+    """
+    return read_text(path) if os.path.lexists(path) else ""
+
+
+def about(cluster, job):
+    """What qstat says of a job; None if it does not know the job."""
+    command = ["qstat", "-j", job] if cluster == "sge" else ["qstat", "-f", job]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    except OSError:
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def writes_into(cluster, folder):
+    """Whether the job whose number is noted in a folder has its output there."""
+    told = about(cluster, id_of(folder)) or ""
+    return f"{folder}/job.out" in told.replace("\n\t", "")  # PBS breaks long lines
 
 
 def describe(folder, record):
     """State and attempts of a run. record: its run.json"""
     last = record["submissions"][-1]
-    attempts = (folder / "attempts").read_text().split() if (folder / "attempts").exists() else []
-    code = (folder / "exit_code").read_text().strip() if (folder / "exit_code").exists() else None
+    attempts = text_of(folder / "attempts").split()
+    code = text_of(folder / "exit_code").strip()
     if "outcome" in last:
         state = last["outcome"]
     elif code:
@@ -146,8 +192,7 @@ def describe(folder, record):
     elif not shutil.which("qstat"):
         state = "UNKNOWN (qstat is not found here)"
     else:
-        ask = ["qstat", *(["-j"] if record["job"]["cluster"] == "sge" else []), id_of(folder)]
-        waits_or_runs = subprocess.run(ask, capture_output=True).returncode == 0
+        waits_or_runs = about(record["job"]["cluster"], id_of(folder)) is not None
         running = id_of(folder) in attempts
         state = ("RUNNING" if running else "PENDING") if waits_or_runs else "FAILED"
     return state, max(1, len(attempts))

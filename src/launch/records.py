@@ -4,15 +4,21 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import socket
 import sys
+import types
+import typing
 from datetime import datetime
 from pathlib import Path
 
-from src.launch.files import log_path, nearest
+from src.launch.files import Unreadable, log_path, nearest, path_or_exit, read_text
+from src.launch.job import Job, megabytes, minutes
 from src.launch.slurm import process_starts
+from src.settings import shortened
 
 TIME = "%Y-%m-%d %H:%M:%S"
+JOB_TYPES = typing.get_type_hints(Job)
 
 
 def make_folder(job):
@@ -60,27 +66,29 @@ def list_typed(folder):
 def refuse_trial(folder):
     """resume: what a trial is worth has to be told to its study."""
     trial = folder / "trial.json"
-    if is_trial(folder) and not (trial.exists() and "state" in json.loads(trial.read_text())):
+    if is_trial(folder) and not (trial.exists() and "state" in read_json(trial)):
         study = folder.parent.name
         sys.exit(f"{name_of(folder)} is a trial that is not finished: python run.py resume {study} goes on with it")
 
 
 def find_study(name):
     """The folder of a hyperparameter search: its path, or its name in logs/. None if it is something else."""
-    folders = (Path(name).expanduser(), log_path() / name)
-    return next((folder.resolve() for folder in folders if (folder / "study.yaml").is_file()), None)
+    folders = (path_or_exit(name, "the run"), path_or_exit(log_path() / name, "the run"))
+    return next((folder for folder in folders if (folder / "study.yaml").is_file()), None)
 
 
 def find_run(name):
     """The folder of a run: its path, or its name in logs/."""
-    for folder in (Path(name).expanduser(), log_path() / name):
-        if (folder / "run.json").is_file():
-            return folder.resolve()
+    folders = (path_or_exit(name, "the run"), path_or_exit(log_path() / name, "the run"))
+    for file in ("run.json", "config.yaml"):  # a run that run.py has not started has no run.json
+        for folder in folders:
+            if os.path.lexists(folder / file) and not (folder / "study.yaml").is_file():
+                return folder
     if find_study(name):
         sys.exit(f"{name} is a search: its runs are {name}/0, {name}/1, ...; python run.py search {name} shows them")
-    near = nearest(name, [path.parent.name for path in log_path().glob("*/run.json")])
+    near = nearest(name[:255], [path.parent.name for path in log_path().glob("*/run.json")])
     hint = f"did you mean {near}?" if near else "python run.py list names those there are"
-    sys.exit(f"there is no run {name}: {hint}")
+    sys.exit(f"there is no run {shortened(name)}: {hint}")
 
 
 def config_of(folder):
@@ -92,15 +100,135 @@ def config_of(folder):
 
 
 def read_record(folder):
-    """What run.json says: command, job, submissions."""
-    return json.loads((folder / "run.json").read_text())
+    """What run.json says: command, job, submissions. Ends with one sentence if it cannot be read."""
+    try:
+        return record_of(folder)
+    except Unreadable as error:
+        sys.exit(str(error))
+
+
+def record_of(folder):
+    """What run.json says. Its values have the types that the rest of this program relies on.
+
+    Raises:
+        Unreadable: with one sentence
+    """
+    path = folder / "run.json"
+    if not os.path.lexists(path):
+        raise Unreadable(f"{folder} has no run.json: run.py did not start this run, so nothing is known of its job")
+    record = parsed_json(path)
+    if reason := why_wrong(record):
+        raise Unreadable(f"{path} is no record of a run: {reason}")
+    return record
+
+
+def read_json(path):
+    """The dictionary in a JSON file. Ends with one sentence if there is none."""
+    try:
+        return parsed_json(path)
+    except Unreadable as error:
+        sys.exit(str(error))
+
+
+def parsed_json(path):
+    """The dictionary in a JSON file.
+
+    Raises:
+        Unreadable: with one sentence
+    """
+    try:
+        content = json.loads(read_text(path))
+    except (ValueError, RecursionError):
+        raise Unreadable(f"{path} is empty or damaged: it is not JSON") from None
+    if not isinstance(content, dict):
+        raise Unreadable(f"{path} is damaged: it does not hold a dictionary")
+    return content
+
+
+def why_wrong(record):
+    """What in a record cannot be right, in words; None if it can be."""
+    job, submissions = record.get("job"), record.get("submissions")
+    if record.get("command") not in ("fit", "validate", "test", "predict"):
+        return "command is not fit, validate, test or predict"
+    if not isinstance(job, dict):
+        return "job is not a dictionary"
+    for name, value in job.items():
+        if name in JOB_TYPES and not fits(value, JOB_TYPES[name]):
+            return f"job: {name} has the wrong type"
+    if missing := [name for name in ("cluster", "nodes", "tasks_per_node", "cpus_per_task") if job.get(name) is None]:
+        return f"job: {missing[0]} is missing"
+    try:
+        megabytes(job.get("mem", ""))
+        minutes(job.get("time", ""))
+    except ValueError:
+        return "job: mem or time is missing or wrong"
+    if not isinstance(submissions, list) or not submissions:
+        return "submissions is not a list, or it is empty"
+    for submission in submissions:
+        if not isinstance(submission, dict) or (reason := wrong_in(submission)):
+            return f"submissions: {reason if isinstance(submission, dict) else 'one is not a dictionary'}"
+    if job["cluster"] not in ("pbs", "sge") and not {"id", "pid"} & set(submissions[-1]):
+        return "submissions: there is neither a job id nor the number of a process"
+    return None
+
+
+def wrong_in(submission):
+    """Which value of a submission cannot be right; None if all can be."""
+    for name in ("submitted", "ended"):
+        try:
+            if name in submission or name == "submitted":
+                datetime.strptime(submission[name], TIME).timestamp()
+        except (KeyError, TypeError, ValueError, OverflowError):
+            return f"{name} is not a time"
+    for name, expression in {
+        "id": r"[0-9]{1,20}(_[0-9]{1,20})?",
+        "host": r"[\w.-]{1,255}",
+        "outcome": r"[A-Z_]{1,30}",
+    }.items():
+        if name in submission and not (
+            isinstance(submission[name], str) and re.fullmatch(expression, submission[name])
+        ):
+            return f"{name} is wrong"
+    if "pid" in submission:
+        pid, started = submission["pid"], submission.get("started")
+        if type(pid) is not int or not 1 < pid < 2**31 or type(started) not in (int, float, type(None)):
+            return "pid or started is wrong"
+    return None
+
+
+def fits(value, kind):
+    """Whether a value from JSON is of the type of a field of Job."""
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        return any(fits(value, part) for part in typing.get_args(kind))
+    if typing.get_origin(kind) is typing.Literal:
+        return value in typing.get_args(kind)
+    if kind == list[str]:
+        return isinstance(value, list) and all(isinstance(part, str) for part in value)
+    if issubclass(kind, int):  # PositiveInt, NonNegativeInt
+        return type(value) is int and 0 <= value < 10**9 and (value > 0 or kind.__name__ != "PositiveInt")
+    return isinstance(value, kind)
 
 
 def write_json(path, content):
-    """All of it or nothing: run.py list may be reading."""
+    """All of it or nothing, also after a power cut or on a full disk: run.py list may be reading."""
     new = path.with_suffix(f".{os.getpid()}")
-    new.write_text(json.dumps(content, indent=2) + "\n")
-    new.replace(path)
+    try:
+        new.unlink(missing_ok=True)
+        with open(new, "x") as file:  # not through a link that somebody has put there
+            file.write(json.dumps(content, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # so that the new name is on the disk too
+    except OSError:  # a file system that cannot do this
+        pass
+    finally:
+        os.close(folder)
 
 
 def write_record(folder, command, job, **submission):

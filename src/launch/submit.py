@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import re
@@ -16,11 +17,13 @@ from pathlib import Path
 import submitit
 
 from src.launch import provenance, qsub
+from src.launch.files import Unreadable, read_bytes
 from src.launch.job import ROOT, minutes
 from src.launch.payload import Run
 from src.launch.ranks import drop_strays, export_ranks
 from src.launch.records import list_typed, make_folder, this_process, typed, write_end, write_record
-from src.launch.script import container_program, python_command, sbatch_parameters
+from src.launch.script import container_program, python_command, sbatch_parameters, slurm_python
+from src.settings import printable, shortened
 
 
 def free_port():
@@ -88,6 +91,8 @@ def submit(command, request, folder=None):
     Path(job.log_path).mkdir(parents=True, exist_ok=True)
     if job.cluster == "slurm":
         return submit_to_slurm(command, config, request, folder)
+    if job.cluster == "local":
+        visible_gpus(job)  # before anything is written
     goes_on = folder is not None
     folder = folder or make_folder(job)
     (folder / "config.yaml").write_text(config)
@@ -111,11 +116,34 @@ def submit(command, request, folder=None):
 
 
 class Executor(submitit.SlurmExecutor):
-    """submitit's, which remembers where it has written the script."""
+    """submitit's, which remembers where it has written the script, and reads sbatch's answer behind a greeting."""
 
     def _make_submission_command(self, submission_file_path):
         self.script = submission_file_path
         return super()._make_submission_command(submission_file_path)
+
+    @staticmethod
+    def _get_job_id_from_submission_command(string):
+        text = string if isinstance(string, str) else string.decode(errors="replace")
+        ids = re.findall(r"Submitted batch job ([0-9]+)", text)
+        if not ids:
+            sys.exit(
+                f"sbatch has answered {shortened(text)!r}, and not with a job id: look for the job with squeue --me"
+            )
+        return ids[-1]
+
+
+@contextlib.contextmanager
+def quietly():
+    """Inside, submitit prints no messages of Slurm: they are in the error that it raises."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def refusal(error):
+    """Slurm's reason, in one line."""
+    lines = [line.removeprefix("sbatch: ").removeprefix("error: ").strip() for line in str(error).splitlines()]
+    return printable("; ".join(line for line in lines if line))[:500] or "it gave no reason"
 
 
 def submit_to_slurm(command, config, request, folder):
@@ -127,16 +155,18 @@ def submit_to_slurm(command, config, request, folder):
     target = folder or Path(job.log_path) / "%j"
     parent = folder or Path(job.log_path)
     run = Run(command, config, folder and str(folder))
-    executor = Executor(target, max_num_timeout=job.requeues, python=shlex.join(python_command(job)))
+    executor = Executor(target, max_num_timeout=job.requeues, python=slurm_python(job))
     executor.update_parameters(**sbatch_parameters(job, target))
     try:
-        submitted = executor.submit(run)
-    except submitit.core.utils.FailedJobError:  # submitit has printed Slurm's message
+        with quietly():
+            submitted = executor.submit(run)
+    except submitit.core.utils.FailedJobError as error:
         executor.script.unlink()  # what submitit had written for the job
         for path in parent.glob("*.pkl"):
-            if run.token.encode() in path.read_bytes():
-                path.unlink()
-        sys.exit("Slurm did not take the job, nothing was submitted")
+            with contextlib.suppress(Unreadable):  # not a file of ours
+                if run.token.encode() in read_bytes(path):
+                    path.unlink()
+        sys.exit(f"Slurm did not take the job, nothing was submitted: {refusal(error)}")
     finally:
         remove_links(parent)
     job_id, new_folder = submitted.job_id, submitted.paths.folder
@@ -170,11 +200,12 @@ def held_back(job_id):
 
 def submit_to_qsub(command, job, folder, goes_on):
     """Submit to PBS or SGE."""
-    job_id = qsub.hand_in(job, command, folder)
-    if job_id is None:
+    try:
+        job_id = qsub.hand_in(job, command, folder)
+    except ValueError as error:
         if not goes_on:
             shutil.rmtree(folder)  # it holds nothing yet but what was asked for
-        sys.exit("qsub did not take the job, nothing was submitted")
+        sys.exit(f"qsub did not take the job, nothing was submitted: {error}")
     write_record(folder, command, job)
     provenance.store(folder, job_id if goes_on else "")
     print_next(folder)
@@ -200,15 +231,13 @@ def in_the_background():
 
 def submit_here(command, config, request, folder, goes_on):
     """Start processes in the background of this machine."""
-    job = request.job
+    job, gpus = request.job, visible_gpus(request.job)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     executor = submitit.LocalExecutor(folder, max_num_timeout=job.requeues, python=shlex.join(python_command(job)))
     executor.update_parameters(
-        tasks_per_node=job.tasks_per_node,
-        gpus_per_node=job.gpus_per_node,
-        visible_gpus=visible_gpus(job),
-        timeout_min=minutes(job.time),
+        tasks_per_node=job.tasks_per_node, gpus_per_node=job.gpus_per_node, timeout_min=minutes(job.time)
     )
+    executor.parameters["visible_gpus"] = gpus  # update_parameters() refuses all that are not numbers
     with in_the_background():
         submitted = executor.submit(Run(command, config, str(folder), free_port()))
     pid = int(submitted.job_id)
@@ -218,15 +247,23 @@ def submit_here(command, config, request, folder, goes_on):
 
 
 def visible_gpus(job):
-    """The numbers of the GPUs that you let this shell see; none if you have not said so. submitit would begin with 0.
+    """The GPUs that you let this shell see, numbers or names; an empty tuple if you have not said so.
 
     Exits with one sentence when they are too few.
     """
-    said = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    numbers = tuple(int(number) for number in said.split(",")) if re.fullmatch(r"\d+(,\d+)*", said) else ()
-    if 0 < len(numbers) < job.gpus_per_node:
-        sys.exit(f"--gpus_per_node {job.gpus_per_node}, but with CUDA_VISIBLE_DEVICES={said} there are {len(numbers)}")
-    return numbers
+    said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if said is None or not job.gpus_per_node:
+        return ()
+    gpus = [gpu.strip() for gpu in said.split(",") if gpu.strip()]
+    gpus = gpus[: gpus.index("-1")] if "-1" in gpus else gpus  # CUDA ignores what follows
+    if wrong := [gpu for gpu in gpus if not re.fullmatch(r"[0-9]{1,4}|(GPU|MIG)-[\w/-]+", gpu)]:
+        sys.exit(f"CUDA_VISIBLE_DEVICES={shortened(said)}: {shortened(wrong[0])} is no GPU, such as 0 or GPU-8932f937")
+    if len(set(gpus)) < job.gpus_per_node:
+        sys.exit(
+            f"--gpus_per_node {job.gpus_per_node}, but with CUDA_VISIBLE_DEVICES={shortened(said)} there are "
+            f"{len(set(gpus))}"
+        )
+    return tuple(int(gpu) if gpu.isdecimal() else gpu for gpu in gpus)
 
 
 def print_next(folder):

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-if str(ROOT) not in sys.path:
+if sys.path[:1] != [str(ROOT)]:  # the first, because another package may be called src
     sys.path.insert(0, str(ROOT))
 
 from src.train import prepare  # noqa: E402

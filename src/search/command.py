@@ -27,7 +27,7 @@ from src.launch.script import explained_script
 from src.launch.slurm import ACTIVE
 from src.launch.submit import as_noted, clean_environment, print_config, python_here
 from src.search.space import SYNTAX, combinations, examples, make_parser, read_search, read_space, split
-from src.settings import MONITORS, smaller_is_better
+from src.settings import MONITORS, shortened, smaller_is_better
 
 
 def search(argv):
@@ -41,7 +41,7 @@ def search(argv):
             sys.exit(f"search {argv[0]} only shows what it has found: to go on type   python run.py resume {argv[0]}")
         from src.search.table import show
 
-        show(find_study(argv[0]) or sys.exit(f"there is no study {argv[0]} in {log_path()}"))
+        show(find_study(argv[0]) or sys.exit(f"there is no study {shortened(argv[0])} in {log_path()}"))
         return
 
     texts, own, rest = split(argv)
@@ -59,7 +59,7 @@ def search(argv):
     folder = Path(job.log_path) / job.name
     if folder.exists():
         hint = f"go on with it:   python run.py resume {job.name}   or " if find_study(str(folder)) else ""
-        sys.exit(f"{folder} is there already: {hint}take another --name")
+        sys.exit(f"{shortened(folder)} is there already: {hint}take another --name")
     results = run_checks(request)
     check_values(request, space)
     if request.dry_run:
@@ -138,7 +138,10 @@ def check_values(request, space):
     """The checks of src/launch/checks.py, for each value that can be searched of the flags that they look at."""
     for name in set(space) & set(SETTINGS_KEYS):
         for value in examples(space[name]):
-            settings = dataclasses.replace(request.settings, **check_types({name: value}))
+            try:
+                settings = dataclasses.replace(request.settings, **check_types({name: value}))
+            except ValueError as error:
+                sys.exit(f"--search.{name} {value}: {error}")
             results = run_checks(dataclasses.replace(request, settings=settings))
             if errors := [sentence for level, sentence in results if level == ERROR]:
                 sys.exit(f"--search.{name} {value}: {errors[0]}")

@@ -92,8 +92,13 @@ def values_of(name, text):
     def wrong(reason):
         sys.exit(f"--search.{name} {text}: {reason}. It takes {SYNTAX}")
 
+    number = r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?"
     log, rest = text.startswith("log:"), text.removeprefix("log:")
     low, dots, high = rest.partition("..")
+    if "," in rest:  # a list, perhaps of paths such as ../a,../b
+        if any(re.fullmatch(rf"{number}\.\.{number}", part.strip()) for part in rest.split(",")):
+            wrong("a range stands alone, not in a list")
+        dots = ""
     if not dots:
         if log:
             wrong("log: is for a range")
@@ -103,6 +108,8 @@ def values_of(name, text):
         if len(values) == 1:
             wrong("one value alone is no choice")
         return values
+    if not all(re.fullmatch(number, end.strip()) for end in (low, high)):
+        wrong("the ends of a range are numbers")
     try:
         ends = [int(end) if re.fullmatch(r"[-+]?\d+", end.strip()) else float(end) for end in (low, high)]
     except ValueError:

@@ -1,5 +1,6 @@
 """Start a search, or go on with it: a job array on Slurm, one trial after the other elsewhere."""
 
+import contextlib
 import dataclasses
 import fcntl
 import os
@@ -11,13 +12,13 @@ from submitit.core.utils import DelayedSubmission, FailedJobError, JobPaths
 from submitit.slurm.slurm import _make_sbatch_string
 
 from src.launch import provenance
-from src.launch.payload import Run
+from src.launch.payload import Run, listen_on_this_machine
 from src.launch.ranks import export_ranks
 from src.launch.records import list_typed, name_of, this_process, typed, write_end, write_record
 from src.launch.runs import describe_all
-from src.launch.script import python_command, sbatch_parameters
+from src.launch.script import sbatch_parameters, slurm_python
 from src.launch.slurm import ACTIVE
-from src.launch.submit import Executor, held_back, remove_links
+from src.launch.submit import Executor, held_back, quietly, refusal, remove_links
 from src.search import study
 from src.search.table import show
 
@@ -32,7 +33,9 @@ class TrialRun(Run):
     def train(self, folder):
         from src.search.trial import run_trial  # torch is imported only here
 
+        store = listen_on_this_machine()
         run_trial(self.study, self.number, self.job)
+        del store
         if os.environ["RANK"] == "0" and not study.unfinished(study.load(self.study)):
             show(self.study)
 
@@ -64,13 +67,7 @@ def go_on(folder, job, search):
         job: a Job, for each trial
         search: a Search, which may have more trials than the study had until now
     """
-    with open(folder / ".starting", "w") as lock:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            sys.exit(f"another process is about to start the trials of {folder.name}, or trains them: wait for it")
-        except OSError:  # a file system without locks
-            pass
+    with taken(folder):
         study.extend(folder, search)
         numbers = left(folder)
         if numbers:
@@ -83,6 +80,26 @@ def go_on(folder, job, search):
     show(folder)
 
 
+@contextlib.contextmanager
+def taken(folder):
+    """Inside, no other process starts the trials of a study."""
+    path = folder / ".starting"
+    busy = f"another process is about to start the trials of {folder.name}, or trains them: wait for it"
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            sys.exit(busy)
+        except OSError:  # a file system without locks
+            pass
+        if not path.exists() or path.stat().st_ino != os.fstat(lock.fileno()).st_ino:
+            sys.exit(busy)  # who had the lock has just removed the file
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
 def left(folder):
     """The numbers of the trials that have to be started."""
     # In this order: a trial that ends in between is in the journal then.
@@ -90,6 +107,8 @@ def left(folder):
     numbers = study.unfinished(study.load(folder))
     for run, number in [(folder / str(number), number) for number in numbers]:
         state = described.get(run, {}).get("state", "")
+        if state == "UNREADABLE":
+            sys.exit(described[run]["reason"])
         if state.startswith("UNKNOWN"):
             sys.exit(f"whether {name_of(run)} still runs cannot be seen from here: it is {state}")
         if state in ACTIVE:
@@ -121,13 +140,14 @@ def submit(folder, job, numbers, at_once):
     """A job array, a task for each trial."""
     for number in numbers:
         (folder / str(number)).mkdir(exist_ok=True)
-    executor = ArrayExecutor(folder, max_num_timeout=job.requeues, python=shlex.join(python_command(job)))
+    executor = ArrayExecutor(folder, max_num_timeout=job.requeues, python=slurm_python(job))
     executor.update_parameters(**sbatch_parameters(job, folder / "%a"))
     try:
-        job_id = executor.submit_array({number: TrialRun(folder, number, job) for number in numbers}, at_once)
-    except FailedJobError:  # submitit has printed Slurm's message
+        with quietly():
+            job_id = executor.submit_array({number: TrialRun(folder, number, job) for number in numbers}, at_once)
+    except FailedJobError as error:
         executor.script.unlink()
-        sys.exit(f"Slurm did not take the jobs. When that is mended:   python run.py resume {typed(folder)}")
+        sys.exit(f"Slurm did not take the jobs: {refusal(error)}. Then type   python run.py resume {typed(folder)}")
     finally:
         remove_links(folder)
     with held_back(job_id):

@@ -11,8 +11,10 @@ twice, none can be one too many, and none can get lost between "Optuna has made 
 values are chosen when it begins, from what is known by then. From there on they stand in the journal.
 """
 
+import contextlib
 import json
 import sys
+import time
 from dataclasses import asdict
 
 import optuna
@@ -27,6 +29,8 @@ from src.search.space import Range, combinations, read_space
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 FINISHED = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+KINDS = {"trials": int, "at_once": int, "sampler": str, "pruner": str, "monitor": str, "minimize": bool, "seed": int,
+         "search": dict}  # fmt: skip
 PRUNERS = {
     "none": optuna.pruners.NopPruner,
     "median": optuna.pruners.MedianPruner,
@@ -69,8 +73,15 @@ def write(folder, settings):
 
 
 def read(folder):
-    """study.yaml as a dictionary."""
-    return read_yaml(folder / "study.yaml")
+    """study.yaml as a dictionary. Ends with one sentence if it is damaged."""
+    settings = read_yaml(folder / "study.yaml")
+    for name, kind in KINDS.items():
+        if type(settings.get(name)) is not kind:
+            sys.exit(f"{folder / 'study.yaml'} is no study: {name} is missing or wrong")
+    texts = [text for pair in settings["search"].items() for text in pair]
+    if settings["pruner"] not in PRUNERS or not all(isinstance(text, str) for text in texts):
+        sys.exit(f"{folder / 'study.yaml'} is no study: pruner or search is wrong")
+    return settings
 
 
 def backend(folder):
@@ -103,6 +114,14 @@ def repair(folder):
     """Cut off what a process has left that was killed while it wrote a line: nobody was told that it was written."""
     path = folder / "journal.log"
     lock = JournalFileOpenLock(str(path.resolve()))
+    if path.exists() and not path.is_file():
+        sys.exit(f"{path} is not a regular file, so it is no journal of a study")
+    file = path.with_name("journal.log.lock")
+    with contextlib.suppress(OSError):  # it is not there, as nearly always
+        before = file.lstat().st_mtime
+        time.sleep(1)
+        if file.lstat().st_mtime == before:
+            print(f"waiting up to {lock.grace_period} s for {file}: a killed process left it", file=sys.stderr)
     try:
         lock.acquire()
         try:

@@ -8,6 +8,7 @@ from src.launch.runs import describe_all
 from src.launch.slurm import ACTIVE
 from src.search import study
 from src.search.space import Range, read_space
+from src.settings import printable
 
 
 def show(folder):
@@ -57,6 +58,7 @@ def in_words(value):
 def print_table(rows):
     cells = [list(rows[0]), *([in_words(value) for value in row.values()] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    cells = [[printable(cell) for cell in row] for row in cells]
     for row in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 

@@ -65,7 +65,10 @@ def run_trial(folder, number, job):
         ended = study.end(trial, failed)
         outcome = {"state": study.FINISHED[ended.state], "value": ended.value}
         write_json(file, {"number": number, "values": trial.params, **outcome})
-        log.info(f"trial {number} is {outcome['state']}: {study.read(folder)['monitor']} {outcome['value']}")
+        monitor = study.read(folder)["monitor"]
+        if ended.value is None and not failed and not ended.intermediate_values:
+            log.error(f"trial {number} ended without a validation, so there is no {monitor}: lower --validate_every")
+        log.info(f"trial {number} is {outcome['state']}: {monitor} {outcome['value']}")
 
 
 def read_values(file):
