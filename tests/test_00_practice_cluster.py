@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from cluster import SCRIPT, Cluster
+from lesson import cannot_run
 
 README = SCRIPT.with_name("README.md")
 
@@ -181,6 +183,56 @@ def test_without_packages(tmp_path):
 
 def apt_line() -> str:
     return re.search(r"sudo apt-get install --no-install-recommends slurmctld.*", README.read_text()).group()
+
+
+# The practice cluster with the packages of another release, in a root of its own, which `unshare` needs as a mount.
+OTHER_ROOT = """
+mount --bind {root} {root}
+mount -t proc proc {root}/proc
+mount --rbind /dev {root}/dev
+mount -t sysfs sysfs {root}/sys
+mount -t tmpfs tmpfs {root}/tmp
+cd {root}
+pivot_root . old
+umount --lazy /old
+export PATH=/usr/sbin:/usr/bin
+python3 /root/cluster.py up
+python3 /root/cluster.py exec head sbatch --wait --nodes=2 --output=/root/hello.txt --wrap='srun hostname'
+python3 /root/cluster.py exec head sacct --noheader --parsable2 --format=JobID,State
+python3 /root/cluster.py exec head sinfo --version
+python3 /root/cluster.py down
+"""
+
+
+@pytest.mark.slow
+def test_debian_13(namespaces, tmp_path):
+    """Slurm 24.11 instead of 22.05."""
+    sources = Path("/etc/apt/sources.list.d/debian.sources")
+    if not shutil.which("mmdebstrap") or not sources.exists():
+        cannot_run("there is no mmdebstrap on this machine, or it is not a Debian")
+    (tmp_path / "trixie.sources").write_text(re.sub(r"\b(bookworm|trixie)\b", "trixie", sources.read_text()))
+    packages = f"{apt_line().split('recommends ')[1]} python3 util-linux".replace(" ", ",")
+    root = tmp_path / "root"
+    command = ["mmdebstrap", "--variant=minbase", f"--include={packages}", "trixie", root, tmp_path / "trixie.sources"]
+    try:
+        made = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        assert made.returncode == 0, made.stderr[-3000:]
+        (root / "old").mkdir()
+        shutil.copy(SCRIPT, root / "root")
+        done = subprocess.run(
+            ["unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child", "bash", "-ec"]
+            + [OTHER_ROOT.format(root=root)],
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "The practice cluster is up." in done.stdout
+        assert "1|COMPLETED\n1.batch|COMPLETED\n1.0|COMPLETED\n" in done.stdout
+        assert re.search(r"^slurm-wlm 2[4-9]\.", done.stdout, re.MULTILINE)
+        assert sorted((root / "root/hello.txt").read_text().split()) == ["node1", "node2"]
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
 
 
 # ---- the README
