@@ -1,6 +1,7 @@
 """Lesson 11: packed files, staging and caches hold what they promise, also when processes are killed, disks full."""
 
 import contextlib
+import fcntl
 import json
 import multiprocessing
 import os
@@ -12,7 +13,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -21,13 +25,17 @@ import torch
 from lesson import REPOSITORY, Lesson, epochs, until
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_convert
+from torchvision import tv_tensors
 
 sys.path.insert(0, str(REPOSITORY))
 
 from src.datasets.cached import MEMORY, CachedDataset, FileCachedDataset
+from src.datasets.folder import Folder
+from src.datasets.hdf5_images import HDF5Images
+from src.datasets.mnist import MNIST
 from src.datasets.slots import CacheError
 from src.hdf5 import pack, staging
-from src.hdf5.index import PackError, index_path, read_index, verify
+from src.hdf5.index import PackError, index_path, read_index, verify, write_index
 from src.hdf5.reader import HDF5Dataset, RawHDF5Dataset
 from src.hdf5.staging import stage
 from src.hdf5.writer import HDF5Writer
@@ -120,7 +128,7 @@ def test_every_command_of_the_readme_is_tested_here(lesson):
         "python ../../src/hdf5/pack.py folder work/files work/mine.h5",
         "python ../../src/hdf5/pack.py torchvision MNIST work/mnist.h5",
         "python ../../src/hdf5/pack.py check work/mnist.h5",
-        "srun --ntasks 4 python ../../src/hdf5/pack.py folder work/files work/parallel.h5",
+        "srun --ntasks 4 --kill-on-bad-exit=1 python ../../src/hdf5/pack.py folder work/files work/parallel.h5",
         "python waves.py",
         "python ../check.py 11",
     ]
@@ -168,8 +176,6 @@ def test_the_packed_file_trains_like_the_folder(lesson, measured):
 
 
 def test_the_datamodule_says_what_is_wrong(lesson, measured, tmp_path):
-    from src.datasets.hdf5_images import HDF5Images
-
     for path, words in (
         ("nothing.h5", "no packed file nothing.h5"),
         (write(tmp_path, numbered(3)), "src/hdf5/pack.py"),
@@ -843,6 +849,243 @@ def test_where_staging_goes(tmp_path, monkeypatch):
     assert stage(path, tmp_path / "x").parent != stage(another, tmp_path / "x").parent
 
 
+@pytest.mark.parametrize(
+    "name", ["{outside}", "../outside", "x/../../outside", "link/outside", "x/\0", "x" * 300 + "/x"]
+)
+def test_an_index_that_names_files_elsewhere_is_refused(tmp_path, name):
+    """Such a name once let staging write to any file of the user's."""
+    (tmp_path / "in").mkdir()
+    path, outside = write(tmp_path / "in", numbered(3)), tmp_path / "outside"
+    outside.write_text("mine")
+    (tmp_path / "in/link").symlink_to(tmp_path)
+    index = json.loads(index_path(path).read_text())
+    index["files"][name.format(outside=outside)] = {"bytes": 4, "sha256": "0" * 64}
+    index_path(path).write_text(json.dumps(index))
+    for use in (read_index, verify, HDF5Dataset, lambda path: stage(path, tmp_path / "local")):
+        with pytest.raises(PackError, match="which is not in that folder: refused|File name too long"):
+            use(path)
+    assert outside.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"groups": [["part/000", -1]]},
+        {"groups": [["part/000", 1.5]]},
+        {"groups": [[3, 1]]},
+        {"files": {}},
+        {"files": {"data.h5": {"bytes": -1, "sha256": ""}}},
+        {"about": []},
+        {"stacked": 1},
+        {"id": None},
+    ],
+)
+def test_an_index_with_impossible_values_is_refused(tmp_path, change):
+    path = write(tmp_path, numbered(3))
+    index_path(path).write_text(json.dumps(json.loads(index_path(path).read_text()) | change))
+    with pytest.raises(PackError, match="cannot be read as the index"):
+        HDF5Dataset(path)
+
+
+def test_an_index_that_is_nested_too_deeply(tmp_path):
+    path = write(tmp_path, numbered(3))
+    index_path(path).write_text("[" * 100_000)
+    with pytest.raises(PackError, match="cannot be read as the index"):
+        HDF5Dataset(path)
+
+
+@pytest.mark.parametrize("rows", [6, 8])
+def test_an_index_with_another_number_of_rows(tmp_path, rows):
+    path = write(tmp_path, blocks(), stacked=True)
+    index = read_index(path)
+    index.groups[0][1] = rows
+    write_index(path, index)
+    with h5py.File(path, "r+") as file:
+        file.attrs["index_sha256"] = index.digest()
+    index.files["data.h5"]["bytes"] = path.stat().st_size
+    write_index(path, index)
+    with pytest.raises(PackError, match=f"image in the group train/0 has 7 rows, but the index says {rows}"):
+        HDF5Dataset(path)[0]
+
+
+LINKS = {
+    "external link": lambda file, secret: file.__setitem__("a", h5py.ExternalLink(secret, "g")),
+    "external link, relative": lambda file, secret: file.__setitem__("a", h5py.ExternalLink("../secret.h5", "g")),
+    "external link to a link": lambda file, secret: file.__setitem__("a", h5py.ExternalLink("link.h5", "g")),
+    "external link, inside": lambda file, secret: file.__setitem__("a/x", h5py.ExternalLink(secret, "g/x")),
+    "soft link to an external one": lambda file, secret: file.update(
+        a=h5py.SoftLink("/b"), b=h5py.ExternalLink(secret, "g")
+    ),
+    "external storage": lambda file, secret: file.create_dataset("a/x", (8,), "u1", external=[(secret, 0, 8)]),
+    "virtual": lambda file, secret: file.create_virtual_dataset("a/x", virtual(secret)),
+    "circle": lambda file, secret: file.update(a=h5py.SoftLink("/a")),
+}
+
+
+def virtual(secret):
+    layout = h5py.VirtualLayout((8,), "i8")
+    layout[:] = h5py.VirtualSource(secret, "g/x", (8,))
+    return layout
+
+
+@pytest.mark.parametrize("link", LINKS)
+def test_what_leads_out_of_the_folder_is_not_read(tmp_path, link):
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["g/x"] = np.arange(8)
+    (tmp_path / "in").mkdir()
+    path = write(tmp_path / "in", [])
+    (tmp_path / "in/link.h5").symlink_to(tmp_path / "secret.h5")
+    index = read_index(path)
+    index.groups = [["a", 1]]
+    with h5py.File(path, "r+") as file:
+        LINKS[link](file, str(tmp_path / "secret.h5"))
+        file.attrs["index_sha256"] = index.digest()
+    index.files["data.h5"]["bytes"] = path.stat().st_size
+    write_index(path, index)
+    for kind in (RawHDF5Dataset, HDF5Dataset):
+        with pytest.raises(PackError, match="refused|virtual dataset|lead in a circle"):
+            kind(path)[0]
+
+
+def test_links_that_lead_back_are_left_out(tmp_path):
+    path = tmp_path / "foreign.h5"
+    with h5py.File(path, "w") as file:
+        file["a/x"], file["b/c/x"] = 1, 2
+        file["a/back"], file["b/c/back"], file["a/root"] = h5py.SoftLink("/a"), file["b"], file["/"]
+        file["dead"], file["dead file"] = h5py.SoftLink("/nowhere"), h5py.ExternalLink("nowhere.h5", "/")
+        file["again"] = h5py.SoftLink("/b/c")
+    dataset = RawHDF5Dataset(path)
+    assert [dataset[n]["x"] for n in range(len(dataset))] == [1, 2, 2]
+    deep = tmp_path / "deep.h5"
+    with h5py.File(deep, "w") as file:
+        group = file
+        for _ in range(2000):
+            group = group.create_group("g")
+        group["x"] = 1
+    with pytest.raises(PackError, match="nested too deeply"):
+        RawHDF5Dataset(deep)
+
+
+def test_texts_of_other_programs(tmp_path):
+    with h5py.File(tmp_path / "foreign.h5", "w") as file:
+        file["a/x"], file["b/x"] = np.array(["Müller".encode()], "S8"), np.array([b"M\xfcller"], "S8")
+    dataset = RawHDF5Dataset(tmp_path / "foreign.h5")
+    assert dataset[0]["x"] == ["Müller"]
+    with pytest.raises(PackError, match="the group b cannot be read: a text in it is not UTF-8"):
+        dataset[1]
+
+
+@pytest.mark.parametrize(
+    "path", ["", "/", "~nouser/x.h5", "a\0b.h5", "x" * 300 + ".h5", "/dev/zero", "/etc/passwd/x.h5", "."]
+)
+def test_paths_that_are_no_files(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    for use in (HDF5Dataset, RawHDF5Dataset, verify, stage, lambda path: Writer([]).write(path), pack.find_folder):
+        with pytest.raises(PackError):
+            use(path)
+    with pytest.raises(SystemExit):
+        Folder(data_dir=path or "nowhere")
+    with pytest.raises(SystemExit):
+        HDF5Images(path)
+    if path not in ("", "/", "."):
+        with pytest.raises(SystemExit):
+            MNIST(data_dir=path).prepare_data()
+
+
+@pytest.mark.parametrize("name", ["data.h5", "data.json"])
+def test_a_fifo_is_no_file(tmp_path, name):
+    path = write(tmp_path, numbered(3))
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    for use in (HDF5Dataset, verify, stage):
+        with pytest.raises(PackError):
+            use(path)
+    with pytest.raises(PackError, match="there already|another file"):
+        write(tmp_path, numbered(3), "data.h5" if name == "data.h5" else "data.hdf5")
+
+
+def test_the_index_itself_is_no_packed_file(tmp_path):
+    with pytest.raises(PackError, match="data.json is not a packed file: give the path of an .h5 file"):
+        verify(index_path(write(tmp_path, numbered(3))))
+
+
+def test_home_is_found(tmp_path, monkeypatch):
+    """~ is the home folder for all, and a relative path is that of the folder in which the program was started."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, numbered(3))
+    assert len(HDF5Dataset("~/data.h5")) == 3 and HDF5Dataset("data.h5").path == tmp_path / "data.h5"
+    assert stage("~/data.h5", "~/local").is_relative_to(tmp_path / "local")
+    assert Writer(numbered(1)).write("~/more.h5") == tmp_path / "more.h5"
+    assert MNIST(data_dir="~/x").data_dir == MNIST(data_dir="x").data_dir == tmp_path / "x"
+    FileCachedDataset(Items([1, 2]), "~/cache")
+    assert (tmp_path / "cache").is_file() and not (tmp_path / "~").exists()
+    data = MNIST(data_dir="~/x")
+    data.prepare_data()
+    assert len(data.load(train=False)[0]) == 10_000
+
+
+# --- what others may have put where we stage
+
+
+@pytest.mark.parametrize(
+    "trap", ["lock is a link", "lock is a fifo", "copy is a link", "copy is open", "partial is a link"]
+)
+def test_traps_where_we_stage(tmp_path, trap):
+    path, local = write(tmp_path, numbered(3)), tmp_path / "local"
+    copy = stage(path, local).parent
+    lock = copy.with_name(f"{copy.name}.lock")
+    assert copy.stat().st_mode & 0o777 == local.stat().st_mode & 0o777 == 0o700
+    assert lock.stat().st_mode & 0o777 == 0o600
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    words = "a symbolic link" if trap == "lock is a link" else "not a regular file"
+    if trap.startswith("lock"):
+        lock.unlink()
+        lock.symlink_to(mine) if trap.endswith("link") else os.mkfifo(lock)
+    elif trap == "copy is open":  # another user could have changed it: it is made anew
+        copy.chmod(0o777)
+        (copy / "data.h5").write_bytes((copy / "data.h5").read_bytes().replace(b"part", b"trap"))
+        assert len(HDF5Dataset(stage(path, local))) == 3 and copy.stat().st_mode & 0o777 == 0o700
+        return
+    else:
+        shutil.rmtree(copy)
+        copy.with_name(copy.name + ".partial" * trap.startswith("partial")).symlink_to(tmp_path)
+        words = "cannot be deleted: name another folder"
+    with pytest.raises(PackError, match=words):
+        stage(path, local)
+    assert mine.read_text() == "mine" and path.exists()
+
+
+def test_a_lock_with_content_is_not_emptied(tmp_path):
+    path = write(tmp_path, numbered(3))
+    copy = stage(path, tmp_path / "local").parent
+    copy.with_name(f"{copy.name}.lock").write_text("content")
+    stage(path, tmp_path / "local")
+    assert copy.with_name(f"{copy.name}.lock").read_text() == "content"
+
+
+def test_one_file_under_two_names_is_staged_twice(tmp_path):
+    path = write(tmp_path, numbered(3))
+    first = stage(path, tmp_path / "local")
+    for suffix in (".h5", ".json"):
+        shutil.copy(path.with_suffix(suffix), tmp_path / f"other{suffix}")
+    assert stage(tmp_path / "other.h5", tmp_path / "local").name == "other.h5"
+    assert len(HDF5Dataset(first)) == 3
+
+
+def test_the_partial_file_is_no_way_to_another_file(tmp_path):
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    (tmp_path / ".data.h5.partial").symlink_to(mine)
+    with pytest.raises(PackError, match=r"\.data\.h5\.partial is a symbolic link.*: delete it"):
+        write(tmp_path, numbered(3))
+    (tmp_path / ".data.h5.partial").unlink()
+    (tmp_path / ".data.json.partial").symlink_to(mine)
+    write(tmp_path, numbered(3))
+    assert mine.read_text() == "mine"
+
+
 # ------------------------------------------------------------------------------------------------ the caches
 
 
@@ -1028,6 +1271,16 @@ class Items(Dataset):
         return self.items[index]() if callable(self.items[index]) else self.items[index]
 
 
+class Pair(NamedTuple):
+    image: torch.Tensor
+    label: int
+
+
+@dataclass
+class Point:
+    x: float
+
+
 @pytest.mark.parametrize(
     ("items", "words"),
     [
@@ -1040,6 +1293,16 @@ class Items(Dataset):
         ([torch.zeros(2)] * 2 + [torch.zeros(3)], r"item 2: .* this is Tensor float32 \[3\], the first .* \[2\]"),
         ([1, 2, 3.0], "item 2: .* this is float, the first int"),
         ([lambda: torch.rand(9)] * 3, "item 0 came out in two ways"),
+        (
+            [Pair(torch.zeros(1), 2)] * 3,
+            "the item is a Pair, but a cache holds plain tuples.*give a tuple of its parts",
+        ),
+        ([(1, Point(1.0))] * 3, r"the item\[1\] is a Point.*give a tuple"),
+        ([OrderedDict(a=1)] * 3, "is a OrderedDict.*give a dict"),
+        ([2**70] * 3, "more than 64 bits"),
+        ([np.ma.array([1, 2], mask=[0, 1])] * 3, "of type MaskedArray"),
+        ([torch.zeros(2, dtype=torch.complex64).conj()] * 3, "a tensor that a cache cannot hold"),
+        ([tv_tensors.Mask(torch.zeros(1, 2, 2))] * 3, "of type Mask"),
         ([], "the data set is empty"),
     ],
 )
@@ -1098,6 +1361,66 @@ def test_another_data_set_is_refused(tmp_path):
     FileCachedDataset(HDF5Dataset(one, transform=only_image), tmp_path / "packed")
     with pytest.raises(CacheError, match="of another data set"):
         FileCachedDataset(HDF5Dataset(two, transform=only_image), tmp_path / "packed")
+
+
+@pytest.mark.parametrize(
+    ("trap", "words"),
+    [
+        ("fifo", "not a regular file"),
+        ("link", "a symbolic link"),
+        ("mode", "open to other users, with the mode 644, not 600"),
+        ("owner", "another user's file"),
+        ("folder", "not a regular file"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_a_cache_that_another_user_could_have_written_is_refused(tmp_path, monkeypatch, trap, words, kind):
+    monkeypatch.setattr("src.datasets.cached.MEMORY", tmp_path)
+    data = Items(list(range(100, 110)))
+
+    def make():
+        return CachedDataset(data, 10**6) if kind == "memory" else FileCachedDataset(data, tmp_path / "cache")
+
+    cache = make()
+    path = cache.slots.path
+    assert path.stat().st_mode & 0o777 == 0o600 and cache[3] == 103
+    content = path.read_bytes()
+    cache = None
+    path.unlink(missing_ok=True)
+    elsewhere = tmp_path / "elsewhere"
+    match trap:
+        case "fifo":
+            os.mkfifo(path)
+        case "link":
+            elsewhere.write_bytes(content)
+            elsewhere.chmod(0o600)
+            path.symlink_to(elsewhere)
+        case "folder":
+            path.mkdir()
+        case _:
+            path.write_bytes(content)
+            path.chmod(0o644 if trap == "mode" else 0o600)
+            if trap == "owner":
+                if os.geteuid() != 0:
+                    pytest.skip("only root can give a file to another user")
+                os.chown(path, 65534, 65534)
+    with contextlib.suppress(OSError):
+        held = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # in use: else an own file would just be made anew
+        fcntl.flock(held, fcntl.LOCK_SH)
+    try:
+        with pytest.raises(CacheError, match=words) as error:
+            make()
+        assert str(path) in str(error.value)
+    finally:
+        os.close(held)
+
+
+def test_a_fifo_among_the_caches_does_not_hold_anything_up(tmp_path, monkeypatch):
+    monkeypatch.setattr("src.datasets.cached.MEMORY", tmp_path)
+    os.mkfifo(tmp_path / f"cached-dataset-{os.getuid()}-0")
+    assert CachedDataset(Items(list(range(10))), float("inf"))[3] == 3
+    with pytest.raises(CacheError, match="has no room for one"):
+        CachedDataset(Items(list(range(10))), -1)
 
 
 def only_image(item):

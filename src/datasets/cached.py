@@ -12,13 +12,15 @@ import math
 import os
 import tempfile
 import weakref
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset, default_collate
 
-from src.datasets.slots import CacheError, Slots
+from src.datasets.slots import CacheError, Slots, open_cache
+from src.hdf5.files import open_own
 
 # A file system in memory. Where there is none, a folder that the system keeps in memory as far as it can.
 MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
@@ -37,12 +39,18 @@ class Layout:
         self.bytes = max(1, self.bytes)
 
     def plan(self, item, where):
-        if isinstance(item, (tuple, list)):
+        if type(item) in (tuple, list):
             return [type(item).__name__, [self.plan(part, f"{where}[{n}]") for n, part in enumerate(item)]]
-        if isinstance(item, dict):
+        if type(item) is dict:
             if not all(isinstance(key, str) for key in item):
                 raise CacheError(f"{where} has keys that are no texts: a cache cannot hold that")
             return ["dict", {key: self.plan(part, f"{where}[{key!r}]") for key, part in item.items()}]
+        if isinstance(item, (tuple, list, dict)) or is_dataclass(item):
+            plain = "dict" if isinstance(item, dict) else "tuple"
+            raise CacheError(
+                f"{where} is a {type(item).__name__}, but a cache holds plain tuples, lists and dictionaries: give a "
+                f"{plain} of its parts, and make a {type(item).__name__} of that in transform"
+            )
         kind, array = as_array(item, where)
         leaf = [kind, array.dtype.str, list(array.shape), self.bytes]
         self.bytes += array.nbytes
@@ -103,16 +111,21 @@ def as_array(item, where):
     """A tensor, array or number as (kind, NumPy array)."""
     kind = type(item).__name__
     if type(item) in NUMBERS:
-        return kind, np.asarray(item, NUMBERS[type(item)])
-    if isinstance(item, torch.Tensor):
+        try:
+            return kind, np.asarray(item, NUMBERS[type(item)])
+        except OverflowError:
+            raise CacheError(f"{where} is a number of more than 64 bits, which a cache cannot hold") from None
+    if type(item) in (torch.Tensor, torch.nn.Parameter):  # a tensor of another class is more than its numbers
         kind = "Tensor"
         try:
             item = item.detach().cpu().numpy()
-        except TypeError as error:  # bfloat16, sparse
-            raise CacheError(f"{where} is a tensor that a cache cannot hold: {error}") from None
+        except (TypeError, RuntimeError) as error:  # bfloat16, sparse, conjugate
+            raise CacheError(
+                f"{where} is a tensor that a cache cannot hold: {str(error).partition(chr(10))[0]}"
+            ) from None
     elif isinstance(item, np.generic):
         kind = "number"
-    if isinstance(item, (np.ndarray, np.generic)) and item.dtype.kind in "biufc":
+    if (type(item) is np.ndarray or isinstance(item, np.generic)) and item.dtype.kind in "biufc":
         return kind, np.asarray(item, item.dtype.newbyteorder("="))
     raise CacheError(
         f"{where} is of type {kind}, but a cache holds tensors, arrays and numbers, and tuples, lists and dictionaries "
@@ -203,8 +216,8 @@ class CachedDataset(FileCachedDataset):
 
     def __init__(self, dataset, max_bytes, transform=None, fingerprint=""):
         self.prepare(dataset, transform, fingerprint, 0)
-        slots = self.header["slots"] = min(len(dataset), max_bytes // self.header["bytes"])
-        if not slots:
+        slots = self.header["slots"] = int(min(len(dataset), max_bytes / self.header["bytes"]))
+        if slots < 1:
             raise CacheError(f"an item has {self.header['bytes']} bytes: max_bytes={max_bytes} has no room for one")
         prefix = f"cached-dataset-{os.getuid()}-"
         name = hashlib.sha256(str(sorted(self.header.items())).encode()).hexdigest()[:16]
@@ -228,12 +241,14 @@ def share(path, header):
     while True:
         slots = Slots(path, header)
         try:
-            file = open(path, "rb")  # noqa: SIM115 (open as long as the cache is in use)
+            file = open(path, "rb", opener=open_cache)  # noqa: SIM115 (open as long as the cache is in use)
             fcntl.flock(file, fcntl.LOCK_SH)
             if os.fstat(file.fileno()).st_ino == os.stat(path).st_ino:
                 return slots, file
         except FileNotFoundError:
             pass  # its last user deleted it between our two lines: make it again
+        except OSError as error:
+            raise CacheError(slots.reason(error)) from None
 
 
 def give_back(file, path, pid):
@@ -245,7 +260,7 @@ def give_back(file, path, pid):
 def remove_if_unused(path):
     """Delete the file if no living process has a lock on it."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=open_own) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink(missing_ok=True)
     except OSError:

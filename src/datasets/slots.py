@@ -4,6 +4,9 @@ The file begins with a header, a line of JSON: the fingerprint of the data set, 
 slots. Then there is a checksum for each slot (CRC-32, uint32), 0 as long as the slot is empty, then the slots, all of
 one size. The file is sparse: an empty slot takes no room.
 
+Only this user may read and write the file: it holds what is trained on. A file that another user could have changed is
+refused.
+
 A slot's checksum is written after the slot. So a slot that is only half there, because another process is writing it or
 was killed, has the wrong checksum or none, and nobody takes it for an item.
 """
@@ -17,11 +20,34 @@ from pathlib import Path
 
 import numpy as np
 
+from src.hdf5.files import full_path, open_own
+
 PAGE = 4096
 
 
 class CacheError(ValueError):
     """One sentence: why this cannot be cached, or cannot be read."""
+
+
+def open_cache(path, flags):
+    """Open a file that only this user can have written. Returns a file descriptor.
+
+    Raises:
+        OSError: it cannot be opened, or could be another user's
+    """
+    file = open_own(path, flags)
+    try:
+        check_private(file, path)
+    except OSError:
+        os.close(file)
+        raise
+    return file
+
+
+def check_private(file, path):
+    mode = os.fstat(file).st_mode & 0o777
+    if mode & 0o077:
+        raise OSError(0, f"open to other users, with the mode {mode:o}, not 600", str(path))
 
 
 def checksum(row):
@@ -39,7 +65,10 @@ class Slots:
     """
 
     def __init__(self, path, header):
-        self.path = Path(path).absolute()
+        try:
+            self.path = full_path(path)
+        except ValueError as error:
+            raise CacheError(str(error)) from None
         self.header = header
         self.slots, self.bytes = header["slots"], header["bytes"]
         line = json.dumps(header, sort_keys=True).encode() + b"\n"
@@ -47,7 +76,7 @@ class Slots:
         self.data = self.start + -(-4 * self.slots // PAGE) * PAGE  # of the first slot
         self.file = None
         try:
-            if not self.path.exists():
+            if not os.path.lexists(self.path):
                 self.make(line)
             self.compare(line)
         except OSError as error:
@@ -62,8 +91,9 @@ class Slots:
                 f"the cache needs {needed / 1e6:.1f} MB, but {self.path.parent} has room for {free / 1e6:.1f} MB"
             )
         partial = Path(f"{self.path}.{os.getpid()}.partial")
+        partial.unlink(missing_ok=True)  # of a process that was killed and had our number
         try:
-            with open(partial, "wb") as file:
+            with open(partial, "xb", opener=open_cache) as file:
                 file.write(line.ljust(self.data, b"\0"))  # the checksums really, not as a hole: they are looked at
                 file.truncate(self.data + needed)
             os.link(partial, self.path)  # unlike a rename it replaces no file that is there by now
@@ -74,9 +104,11 @@ class Slots:
 
     def compare(self, line):
         """Whether the file that is there is a cache of the same data."""
-        with open(self.path, "rb") as file:
-            found = file.read(self.start)
-            size = os.fstat(file.fileno()).st_size
+        with open(self.path, "rb", opener=open_own) as file:
+            self.check(line, file.read(self.start), os.fstat(file.fileno()).st_size)
+            check_private(file.fileno(), self.path)
+
+    def check(self, line, found, size):
         if found.rstrip(b"\0") != line:
             try:
                 other = isinstance(json.loads(found.split(b"\n")[0]), dict)
@@ -91,7 +123,7 @@ class Slots:
         """Open the file. After a fork it stays open: file and memory map have no place that processes would share."""
         if self.file is None:
             try:
-                self.file = open(self.path, "r+b")  # noqa: SIM115 (for the life of the process)
+                self.file = open(self.path, "r+b", opener=open_cache)  # noqa: SIM115 (for the life of the process)
                 self.checksums = np.memmap(self.file, np.uint32, "r", self.start, (self.slots,))
                 self.rows = np.memmap(self.file, np.uint8, "r", self.data, (self.slots, self.bytes))
             except OSError as error:
@@ -143,7 +175,9 @@ class Slots:
 
     def reason(self, error):
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return f"no room left for the cache {self.path}: free some space, or cache less"
+            return f"no room left for the cache {self.path}: free some space in {self.path.parent}, or cache less"
+        if error.errno == 0:
+            return f"the cache {self.path} is {error.strerror}: delete it, or give another path or fingerprint"
         return f"the cache {self.path}: {error.strerror}"
 
     def __getstate__(self):

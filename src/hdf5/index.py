@@ -145,8 +145,9 @@ def read_index(path):
         raise PackError(f"there is no packed file {path}") from None
     except OSError as error:
         raise PackError(f"{path} cannot be read: {error.strerror}") from None
+    no_packed_file = f"{path} is not a packed file: give the path of an .h5 file that src/hdf5/pack.py has written"
     if not stat.S_ISREG(kind) or path.suffix == ".json":
-        raise PackError(f"{path} is not a packed file: give the path of an .h5 file that src/hdf5/pack.py has written")
+        raise PackError(no_packed_file)
     where = index_path(path)
     try:
         content = json.loads(read_text(where))
@@ -156,7 +157,8 @@ def read_index(path):
         index.groups = [[name, count] for name, count in index.groups]
         valid = index.is_valid()
     except FileNotFoundError:
-        raise PackError(f"{path} has no index {where.name} beside it: {again}") from None
+        is_hdf5 = h5py.is_hdf5(path)
+        raise PackError(f"{path} has no index {where.name} beside it: {again}" if is_hdf5 else no_packed_file) from None
     except PackError:
         raise
     except OSError as error:

@@ -9,6 +9,7 @@ The files go where torch looks for them: $TORCH_HOME/hub/checkpoints, or where t
 
 import argparse
 import sys
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -18,7 +19,13 @@ from torchvision import models
 def weights_file(arch):
     """Where torch looks for the weights before it downloads them."""
     url = models.get_model_weights(arch).DEFAULT.url
-    return Path(torch.hub.get_dir()).expanduser() / "checkpoints" / url.split("/")[-1]
+    try:
+        path = Path(torch.hub.get_dir()).expanduser() / "checkpoints" / url.split("/")[-1]
+        if path.exists() and not path.is_file():  # to read a FIFO would take for ever
+            sys.exit(f"{path} is not a file: delete it and fetch it again")
+    except (OSError, RuntimeError, ValueError) as error:  # no right to look; ~ of a user who is not there
+        sys.exit(f"TORCH_HOME {torch.hub.get_dir()[:200]!r} cannot be read ({error}): name another folder")
+    return path
 
 
 def check_weights(arch):
@@ -41,7 +48,7 @@ def fetch(arch):
     if not path.exists():
         try:
             weights.get_state_dict(check_hash=True, weights_only=True)
-        except (OSError, RuntimeError) as error:  # no network, no right to write; another checksum
+        except (OSError, RuntimeError, HTTPException) as error:  # no network, no right to write; another checksum
             sys.exit(
                 f"{arch} could not be fetched ({error}). From a machine with internet, copy {weights.url} to {path}"
             )
