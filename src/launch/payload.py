@@ -12,7 +12,9 @@ from submitit.core.logger import get_logger
 from submitit.helpers import DelayedSubmission
 from submitit.slurm.slurm import SlurmJobEnvironment
 
+from src.launch.progress import no_progress
 from src.launch.ranks import export_ranks
+from src.launch.records import name_of
 from src.launch.script import REQUEUE_NOTE
 
 
@@ -55,7 +57,14 @@ class Run:
         train(self.command, self.config, folder)
 
     def checkpoint(self):
-        """What submitit calls when the time is up: the same again, it goes on from what the run's folder holds."""
+        """What submitit calls when the time is up: the same again, it goes on from what the run's folder holds.
+
+        None if that is of no use: then submitit does not requeue the job.
+        """
+        folder = Path(self.folder or submitit.JobEnvironment().paths.folder)
+        if self.command == "fit" and (reason := no_progress(folder)):
+            get_logger().error(f"{reason}. Go on with: python run.py resume {name_of(folder).split('/')[0]}")
+            return None
         return DelayedSubmission(self)
 
 
