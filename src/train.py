@@ -48,14 +48,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only  # noqa: E402
 
 from src.callbacks.agreement import Agreement  # noqa: E402
 from src.callbacks.checkpoints import (  # noqa: E402
-    NONE_YET,
     AtomicCheckpointIO,
     Checkpoints,
     FinalWeights,
     find,
     load_weights,
     to_resume,
-    write_note,
 )
 from src.callbacks.epoch_line import EpochLine  # noqa: E402
 from src.callbacks.exact_resume import ExactResume, next_logged_step, other_plan, position, refused  # noqa: E402
@@ -65,6 +63,7 @@ from src.callbacks.time_limit import TimeLimit  # noqa: E402
 from src.config import instantiate, merge, read, settings_of  # noqa: E402
 from src.datasets.datamodule import DataModule  # noqa: E402
 from src.datasets.loaders import share_loaders  # noqa: E402
+from src.launch.progress import NONE_YET, write_note  # noqa: E402
 from src.models.frozen import FrozenOrNot  # noqa: E402
 from src.models.sharding import attach_sharding  # noqa: E402
 from src.settings import indivisible, period, seconds  # noqa: E402
@@ -318,6 +317,7 @@ def make_trainer(settings, run_folder, logger, pages, callbacks, more, model):
         own.append(EpochLine())
     if not settings.fast_dev_run:
         own += [checkpoints, StopWhenAsked(checkpoints)]
+        own.insert(1, checkpoints.same_folder)
     last = [FinalWeights(checkpoints), TimeLimit(max_time(settings))]  # these see what the others have done
     exact_resume.ours = [*own, *last]
     limits = {"limit_train_batches": settings.limit_train_batches, "limit_val_batches": settings.limit_val_batches}

@@ -12,8 +12,9 @@ from torch import nn
 from training import Training, curves, steps, weights
 
 sys.path.insert(0, str(REPOSITORY))
-from src.callbacks.checkpoints import NONE_YET, NOTE, Checkpoints, differs, to_resume, write_note
+from src.callbacks.checkpoints import Checkpoints, differs, to_resume
 from src.callbacks.exact_resume import other_plan, position
+from src.launch.progress import NONE_YET, NOTE, no_progress, write_note
 from src.utils.mean import Mean
 from src.utils.seeds import content_of, weights_checksum
 
@@ -260,3 +261,61 @@ def test_the_last_checkpoint_is_compared_with_weights_of_all_kinds(tmp_path):
     assert not differs(module, tmp_path)
     module.extra = {"count": 4}
     assert differs(module, tmp_path)
+
+
+@pytest.mark.parametrize("logger", ["tensorboard", "csv"])
+@pytest.mark.parametrize("recreate", [False, True])
+def test_a_run_whose_folder_is_renamed_stops(tmp_path, logger, recreate):
+    (tmp_path / "renaming.py").write_text(RENAMING)
+    flags = f"{SMALL} --max_epochs 1 --checkpoint_every 5 --validate_every 10 --logger {logger}"
+    flags += f" --callbacks+=renaming.Renaming --callbacks.recreate {recreate}"
+    run = Training(tmp_path / "runs/run", flags, path=tmp_path)
+    assert run.wait() == 1
+    assert "Traceback" not in run.output()
+    assert "runs/run was renamed or removed while the run was at step 7, so it stops" in run.output()
+    assert steps(tmp_path / "runs/renamed") == [5]
+    left = {path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()}
+    assert left == {"renamed", *(["run"] if recreate else [])}
+    assert not list((tmp_path / "runs/run").glob("*"))
+
+
+RENAMING = """
+from pathlib import Path
+
+import lightning as L
+
+
+class Renaming(L.Callback):
+    def __init__(self, recreate: bool):
+        self.recreate = recreate
+
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step == 7:
+            folder = Path(trainer.default_root_dir)
+            folder.rename(folder.with_name("renamed"))
+            if self.recreate:
+                folder.mkdir()
+"""
+
+
+def test_attempts_without_a_step_are_not_requeued_for_ever(tmp_path):
+    def attempt(note):
+        if note:
+            write_note(tmp_path, note)
+        return no_progress(tmp_path)
+
+    assert attempt("step=00000005.ckpt") is None
+    assert attempt("best.ckpt of step=00000007") is None
+    assert attempt(None) is None and attempt(None) is None
+    assert "the last 3 attempts made no step beyond step 7" in attempt(None)
+    assert attempt(None) is None and attempt(None) is None  # after a resume by hand
+    assert attempt("step=00000008.ckpt") is None
+    assert attempt(None) is None and attempt(None) is None
+    assert attempt("step=00000008.ckpt")
+
+
+def test_attempts_that_never_begin_to_train_are_counted(tmp_path):
+    assert no_progress(tmp_path) is None and no_progress(tmp_path) is None
+    assert "beyond step 0" in no_progress(tmp_path)
+    (tmp_path / ".attempts").write_text("torn {")
+    assert no_progress(tmp_path) is None

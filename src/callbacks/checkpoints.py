@@ -12,11 +12,13 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.nn.parallel import DistributedDataParallel
 
 from src.callbacks.agreement import send_buffers
+from src.launch.progress import NONE_YET, read_note, write_note
 from src.settings import MONITORS, period, smaller_is_better
 from src.utils.plain import plain, unreadable
 from src.utils.processes import gather, largest
@@ -28,9 +30,6 @@ log_once = rank_zero_only(log.info)
 # A checkpoint is a zip archive. Its last 22 bytes begin so, and end with the length of a comment (2) that follows.
 SIGNATURE, END = b"PK\5\6", 22
 COMMENT = 8  # bytes: the checksum of the archive without a comment
-
-# In the run's folder: the name of the newest checkpoint, or NONE_YET. By it we see later that checkpoints are missing.
-NOTE, NONE_YET = ".last_checkpoint", "none yet"
 
 
 class Summed:
@@ -96,6 +95,53 @@ def make_readable(checkpoint):
         )
 
 
+class SameFolder(L.Callback):
+    """Ends a run whose folder was renamed or removed, before anything is written to a new folder of its old name."""
+
+    def __init__(self, run_folder):
+        self.folder = Path(run_folder)
+        self.known = None
+
+    def setup(self, trainer, module, stage):
+        if stage == "fit" and trainer.is_global_zero:
+            self.known = self.found()
+
+    def found(self):
+        """What the folder is, by whatever name; None if there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            state = self.folder.stat()
+            return state.st_dev, state.st_ino
+        return None
+
+    def gone(self):
+        """Whether it is another folder now. The first process knows."""
+        return self.known is not None and self.found() != self.known
+
+    def check(self, trainer):
+        """All processes call this together."""
+        if trainer.state.fn == "fit" and largest(int(self.gone()))[0]:
+            self.stop(trainer)
+
+    def stop(self, trainer):
+        trainer.loggers = [DummyLogger()]  # what others have not yet written must not be written now
+        raise SystemExit(
+            f"the run's folder {self.folder} was renamed or removed while the run was at step {trainer.global_step}, "
+            "so it stops. If the folder is renamed, resume it under its new name: python run.py resume PATH"
+        )
+
+    def on_validation_end(self, trainer, module):
+        self.check(trainer)
+
+    def on_train_epoch_end(self, trainer, module):
+        self.check(trainer)
+
+    def on_train_end(self, trainer, module):
+        self.check(trainer)
+
+    def on_save_checkpoint(self, trainer, module, checkpoint):
+        self.check(trainer)
+
+
 class Checkpoints(L.Callback):
     """Writes checkpoints/step=<steps>.ckpt in the run's folder every so often and at the end, and best.ckpt.
 
@@ -104,6 +150,7 @@ class Checkpoints(L.Callback):
 
     def __init__(self, run_folder, every, keep, monitor):
         self.folder = Path(run_folder) / "checkpoints"
+        self.same_folder = SameFolder(run_folder)  # a callback of its own, because it comes before the pages
         self.every, self.unit = period(every, "--checkpoint_every")
         self.keep = keep
         self.monitor = monitor
@@ -195,6 +242,7 @@ class Checkpoints(L.Callback):
 
     def save(self, trainer):
         """All processes call this together."""
+        self.same_folder.check(trainer)
         for logger in trainer.loggers:  # what was logged until now must not be lost when the process is killed
             flush(logger)
         step = trainer.global_step
@@ -207,7 +255,8 @@ class Checkpoints(L.Callback):
         """All processes call this together."""
         trainer.save_checkpoint(self.folder / name, weights_only=False)
         if trainer.is_global_zero and not trainer.strategy.checkpoint_io.failed:
-            write_note(self.folder.parent, name)
+            step = f" of step={trainer.global_step:08d}" if name == "best.ckpt" else ""
+            write_note(self.folder.parent, f"{name}{step}")
 
     @rank_zero_only
     def remove_old(self):
@@ -328,8 +377,7 @@ def to_resume(run_folder):
     if best.exists() and is_complete(best):
         log.warning(f"{run_folder} has no complete checkpoint but {best.name}: the training continues from that one")
         return best
-    note = run_folder / NOTE
-    known = note.read_text().strip() if note.exists() else None
+    known = read_note(run_folder)
     damaged = [path.name for path in (run_folder / "checkpoints").glob("*.ckpt")]
     curves = [*run_folder.glob("events.out.tfevents.*"), *run_folder.glob("metrics.csv")]
     # Without a note: of a version that wrote none, or removed with the rest.
@@ -341,14 +389,6 @@ def to_resume(run_folder):
         f"the run {run_folder} cannot be resumed: {why}. A start at step 0 would overwrite the run: "
         f"start a new one with python run.py repeat {run_folder.name}, or from other weights with --init_from"
     )
-
-
-def write_note(run_folder, name):
-    """Note which checkpoint is the newest. See to_resume()."""
-    partial = run_folder / f"{NOTE}.partial"
-    with contextlib.suppress(OSError):  # a full disk: the note before it says as well that there was a checkpoint
-        partial.write_text(f"{name}\n")
-        os.replace(partial, run_folder / NOTE)
 
 
 def load_weights(model, path):

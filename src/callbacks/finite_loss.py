@@ -60,7 +60,13 @@ class FiniteLoss(L.Callback):
 
     def stop(self, trainer, step, batch, weights):
         path = self.folder / f"not_finite_step={step:08d}_rank={trainer.global_rank}.pt"
-        torch.save({"step": step, "batch": batch, "state_dict": trainer.lightning_module.state_dict()}, path)
+        try:
+            torch.save({"step": step, "batch": batch, "state_dict": trainer.lightning_module.state_dict()}, path)
+        except (OSError, RuntimeError) as error:  # a full disk: torch's writer makes a RuntimeError of it
+            raise SystemExit(
+                f"the loss of step {step} is not finite. Its batch could not be written to {path}: "
+                f"{' '.join(str(error).split())[:200]}"
+            ) from None
         raise SystemExit(
             f"the loss of step {step} is not finite. Its batch and the weights ({weights}) are in {path}; "
             "the newest checkpoint is from before it."

@@ -15,6 +15,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -26,8 +27,9 @@ from src.utils.processes import largest, smallest
 
 log = logging.getLogger(__name__)
 
-SAVE, STOP = 1, 2
+SAVE, STOP, GONE = 1, 2, 3  # GONE: the run's folder was renamed
 SECONDS = 0.5  # between two looks at the others' notes
+PATIENCE, PAUSE = 600, 5  # seconds: how long a job is tried to be requeued, if Slurm's controller does not answer
 
 
 class StopWhenAsked(L.Callback):
@@ -130,13 +132,16 @@ class StopWhenAsked(L.Callback):
         seconds, before = self.looked
         pace = (count - before) / max(time.monotonic() - seconds, 1e-6)  # per second
         self.looked = time.monotonic(), count
-        note, steps = largest(self.note, int(pace * SECONDS))
+        own = GONE if self.checkpoints.same_folder.gone() else self.note
+        note, steps = largest(own, int(pace * SECONDS))
         # One process has nobody to ask: it looks in every step.
         return note, max(1, steps) if trainer.world_size > 1 else 1
 
     def heed(self, trainer, note):
         if not note:
             return
+        if note == GONE:
+            self.checkpoints.same_folder.stop(trainer)
         self.note = 0
         if trainer.is_global_zero:
             name = self.signal.name if self.signal else "a signal in another process"
@@ -152,10 +157,10 @@ class StopWhenAsked(L.Callback):
             if not trainer.is_global_zero:
                 leave(0)  # the first process requeues the job
             try:
-                self.requeue(signal.SIGUSR2, None)
+                requeue_patiently(self.requeue)
             except SystemExit as end:
                 leave(end.code if isinstance(end.code, int) and end.code > 0 else 0)
-            except Exception as error:  # submitit refuses: it was requeued too often
+            except Exception as error:  # submitit refuses: it was requeued too often, or has made no step
                 log.error(f"the job is not requeued: {error} Go on with: python run.py resume {run}")
                 leave(1)
         if trainer.is_global_zero:
@@ -168,6 +173,28 @@ class StopWhenAsked(L.Callback):
 
     def on_exception(self, trainer, module, exception):
         self.on_train_end(trainer, module)
+
+
+def requeue_patiently(requeue):
+    """Requeue the job. If Slurm's controller is down, try again: everything is saved, and the job has some time left.
+
+    Args:
+        requeue: submitit's handler of USR2
+    Raises:
+        SystemExit: the job is requeued
+    """
+    deadline = time.monotonic() + PATIENCE
+    said = False
+    while True:
+        try:
+            return requeue(signal.SIGUSR2, None)
+        except (OSError, subprocess.SubprocessError) as error:  # scontrol: not found, no answer, an exit code
+            if time.monotonic() > deadline:
+                raise
+            if not said:
+                log.warning(f"Slurm did not requeue the job ({error}): trying again for {PATIENCE // 60} minutes")
+            said = True
+            time.sleep(PAUSE)
 
 
 def norms(module):

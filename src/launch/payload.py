@@ -3,7 +3,6 @@
 import atexit
 import os
 import shutil
-import socket
 import sys
 import uuid
 from pathlib import Path
@@ -14,7 +13,9 @@ from submitit.helpers import DelayedSubmission
 from submitit.slurm.slurm import SlurmJobEnvironment
 
 from src.launch import provenance
+from src.launch.progress import no_progress
 from src.launch.ranks import export_ranks
+from src.launch.records import name_of
 from src.launch.script import REQUEUE_NOTE
 
 
@@ -71,39 +72,18 @@ class Run:
     def train(self, folder):
         from src.train import train  # torch is imported only here: describing a job does not need it
 
-        store = listen_on_this_machine()
         train(self.command, self.config, folder)
-        del store
 
     def checkpoint(self):
-        """What submitit calls when the time is up: the same again, it goes on from what the run's folder holds."""
+        """What submitit calls when the time is up: the same again, it goes on from what the run's folder holds.
+
+        None if that is of no use: then submitit does not requeue the job.
+        """
+        folder = Path(self.folder or submitit.JobEnvironment().paths.folder)
+        if self.command == "fit" and (reason := no_progress(folder)):
+            get_logger().error(f"{reason}. Go on with: python run.py resume {name_of(folder).split('/')[0]}")
+            return None
         return DelayedSubmission(self)
-
-
-def listen_on_this_machine():
-    """The place where the processes of one machine meet, which torch would open to the whole network.
-
-    Returns:
-        torch's store, which lives as long as it is held, in the first process; None in the others, on several machines
-    """
-    if os.environ["WORLD_SIZE"] == "1" or os.environ["WORLD_SIZE"] != os.environ["LOCAL_WORLD_SIZE"]:
-        return None
-    # The words in which torchrun says that the store is there already.
-    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
-    os.environ.setdefault("TORCHELASTIC_RESTART_COUNT", "0")
-    if os.environ["RANK"] != "0":
-        return None
-    from torch.distributed import TCPStore
-
-    port = int(os.environ["MASTER_PORT"])
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(("127.0.0.1", port))
-    except OSError as error:
-        sys.exit(f"the processes cannot meet at port {port} of this machine ({error.strerror}): start the run again")
-    listener.listen(1024)
-    return TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
 
 
 def requeue_from_outside(environment, countdown):

@@ -12,7 +12,7 @@ from submitit.core.utils import DelayedSubmission, FailedJobError, JobPaths
 from submitit.slurm.slurm import _make_sbatch_string
 
 from src.launch import provenance
-from src.launch.payload import Run, listen_on_this_machine
+from src.launch.payload import Run
 from src.launch.ranks import export_ranks
 from src.launch.records import list_typed, name_of, this_process, typed, write_end, write_record
 from src.launch.runs import describe_all
@@ -33,9 +33,7 @@ class TrialRun(Run):
     def train(self, folder):
         from src.search.trial import run_trial  # torch is imported only here
 
-        store = listen_on_this_machine()
         run_trial(self.study, self.number, self.job)
-        del store
         if os.environ["RANK"] == "0" and not study.unfinished(study.load(self.study)):
             show(self.study)
 

@@ -3,7 +3,9 @@
 import csv
 import importlib.util
 import os
+import re
 import sys
+import time
 
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -27,6 +29,8 @@ def make_logger(name, run_folder, hparams, step):
     if name in ("mlflow", "wandb") and importlib.util.find_spec(name) is None:
         sys.exit(f"--logger {name} needs a package that is not installed: pip install {name}")
     if name == "tensorboard":
+        if rank_zero_only.rank == 0:
+            order_by_name(run_folder, time.time())
         logger = TensorBoardLogger(
             run_folder.parent, name="", version=run_folder.name, default_hp_metric=False, purge_step=step
         )
@@ -48,6 +52,23 @@ def make_logger(name, run_folder, hparams, step):
         if name == "tensorboard" and rank_zero_only.rank == 0:
             drawn("hparams", add_hparams, logger.experiment, hparams)
     return logger
+
+
+def order_by_name(run_folder, now):
+    """Rename event files from the future, or from this second: TensorBoard reads files in the order of their names.
+
+    The time is in the names. If a clock was set back, the file that is written next would come before these.
+    """
+    latest = int(now) - 1
+    files = {}
+    for path in run_folder.glob("events.out.tfevents.*"):
+        if match := re.fullmatch(r"(events\.out\.tfevents\.)(\d+)(\..*)", path.name):
+            files[path] = match.groups()
+    for path in sorted(files, reverse=True):
+        prefix, stamp, rest = files[path]
+        if int(stamp) > latest:
+            path.rename(path.with_name(f"{prefix}{latest:010d}{rest}"))
+        latest = min(latest, int(stamp)) - 1
 
 
 def add_hparams(writer, hparams):

@@ -31,8 +31,10 @@ def meet_on_this_machine() -> "dist.TCPStore | None":
     """
     rank, size, port = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
     of_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if size == 1 or os.environ["LOCAL_WORLD_SIZE"] != str(size) or os.environ["MASTER_ADDR"] != "127.0.0.1":
+    if size == 1 or os.environ["LOCAL_WORLD_SIZE"] != str(size):
         return None
+    if not of_torchrun:
+        os.environ["MASTER_ADDR"] = "127.0.0.1"  # on PBS it is the name of this machine
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
     if loopback:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
