@@ -153,6 +153,37 @@ def test_help_names_every_flag_with_its_default(project):
         ("--time 30", ["--time '30'", "HH:MM:SS"]),
         ("--time 00:00:00", ["--time '00:00:00'"]),
         ("--name a/b", ["--name 'a/b'"]),
+        ("--name ..", ["--name '..'"]),
+        ("--name -x", ["--name '-x'"]),
+        (f"--name {'a' * 300}", ["(300 characters) is too long: at most 100"]),
+        (f"--log_path {'a' * 300}", ["--log_path aaa", "File name too long"]),
+        ("--log_path a%j", ["a%j holds %", "name another"]),
+        ("--log_path ~nobodyhere/logs", ["--log_path ~nobodyhere/logs", "no such user"]),
+        ("--config ~nobodyhere/x", ["--config ~nobodyhere/x", "no such user"]),
+        ("test ~nobodyhere", ["~nobodyhere", "no such user"]),
+        (f"resume {'a' * 300}", ["aaa", "File name too long"]),
+        (f"--container ~nobodyhere/{'a' * 300}", ["--container", "no such user"]),
+        ("--log_path=", ["--log_path needs a value"]),
+        ("--cluster pbs --log_path '/tmp/a b'", ["/tmp/a b holds ' '", "--cluster pbs"]),
+        ("--cluster sge --log_path '/tmp/a:b'", ["/tmp/a:b", "--cluster sge"]),
+        ("--cluster pbs --partition 'a b'", ["--partition 'a b'"]),
+        ("--cluster sge --parallel_environment 'a\"b'", ["--parallel_environment"]),
+        ("--partition $'a\\ntouch /tmp/x'", ["--partition", "line breaks"]),
+        ("--setup $'[\"a\\\\nb\"]' ", ["--setup", "line breaks"]),
+        ("--modules '[gcc cuda]'", ["--modules 'gcc cuda'", "separate them"]),
+        ("--nodes 1_000", ["--nodes 1_000", "a whole number above 0"]),
+        ("--gradient_clip inf", ["--gradient_clip inf", "finite"]),
+        ("--seed 4294967296", ["--seed 4294967296", "4294967295"]),
+        ("--seed -1", ["--seed -1", "0 or more"]),
+        ("--monitor null", ["--monitor null"]),
+        ("--setup '[export WANDB_API_KEY=abc]'", ["value of WANDB_API_KEY", "cat FILE"]),
+        ("--container_env '[DB_PASSWORD=abc]'", ["value of DB_PASSWORD", "APPTAINERENV_DB_PASSWORD"]),
+        ("--mpirun 'mpirun {processes!r:>999999999}'", ["--mpirun", "{processes}"]),
+        ("list --log_path", ["--log_path needs a value"]),
+        ("list --log_path=", ["--log_path needs a value"]),
+        ("list --log_path run.py", ["run.py", "no such folder"]),
+        ("list --log_path nowhere", ["nowhere", "no such folder"]),
+        ("list --log_path ~nobodyhere", ["~nobodyhere", "no such user"]),
         ("--fast_dev_run maybe", ["'maybe' is not expected"]),
         ("--cluster lsf", ["--cluster lsf", "one of auto, slurm, local, debug, pbs, sge"]),
         ("--node 2", ["no flag --node", "--nodes"]),
@@ -193,12 +224,24 @@ def test_a_mistake_is_one_sentence(project, flags, words):
         ("batch_size: big", ["batch_size: big", "a whole number above 0"]),
         ("[1, 2]", ["has to hold lines"]),
         ("a: [1", ["is not YAML", "line"]),
+        ("seed: 1\nseed: 2", ["the key seed is there twice in line 2"]),
+        ("model: {a: 1,\n  a: 2}", ["the key a is there twice in line 2"]),
+        ("model: &a {init_args: *a}", ["a value contains itself in line 1"]),
+        ("seed: 1\n---\nseed: 2", ["several documents", "line 2"]),
+        ("model: " + "[" * 700 + "]" * 700, ["more than 100 levels", "line 1"]),
+        ("seed: " + "9" * 5000, ["more than 100 digits", "line 1"]),
+        ("seed: 1_000", ["seed: 1_000", "a whole number, 0 or more"]),
+        ("seed: 4294967296", ["--seed 4294967296 is too large", "4294967295"]),
+        ("gradient_clip: 1e400", ["--gradient_clip inf", "finite"]),
+        ("job: {partition: 7}", ["partition: 7 is not a text"]),
+        ("data_dir: ~nobodyhere/x", ["--data_dir ~nobodyhere/x", "no such user"]),
     ],
 )
 def test_a_mistake_in_a_file_is_one_sentence(project, tmp_path, text, words):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    assert_one_sentence(project.shell(f"python run.py --config {path}"), str(path), *words)
+    place = "" if words[0].startswith("--") else str(path)
+    assert_one_sentence(project.shell(f"python run.py --config {path}"), place, *words)
     if text.startswith("a"):
         assert_one_sentence(project.shell("python run.py", RUN_SITE=str(path)), str(path), *words)
 
@@ -608,7 +651,15 @@ print(visible_gpus(SimpleNamespace(gpus_per_node=2)))'"""
 
 
 def test_a_local_run_takes_the_gpus_that_you_let_it_see(project):
-    for said, numbers in {"": "()", "2,3": "(2, 3)", "GPU-8a,GPU-9b": "()"}.items():
-        assert project.shell(f"CUDA_VISIBLE_DEVICES={said} {GPUS}").stdout == f"{numbers}\n"
-    few = project.shell(f"CUDA_VISIBLE_DEVICES=3 {GPUS}")
-    assert_one_sentence(few, "--gpus_per_node 2", "CUDA_VISIBLE_DEVICES=3", "there are 1")
+    assert project.shell(f"unset CUDA_VISIBLE_DEVICES; {GPUS}").stdout == "()\n"
+    for said, gpus in {
+        "2,3": (2, 3),
+        "2, 3": (2, 3),
+        "GPU-8a,GPU-9b": ("GPU-8a", "GPU-9b"),
+        "MIG-377e-554c,MIG-GPU-8932/1/0": ("MIG-377e-554c", "MIG-GPU-8932/1/0"),
+    }.items():
+        assert project.shell(f"CUDA_VISIBLE_DEVICES='{said}' {GPUS}").stdout == f"{gpus}\n"
+    for said, count in {"3": 1, "": 0, "-1": 0, "1,-1,2": 1, "1,1": 1}.items():
+        few = project.shell(f"CUDA_VISIBLE_DEVICES={said} {GPUS}")
+        assert_one_sentence(few, "--gpus_per_node 2", f"CUDA_VISIBLE_DEVICES={said}", f"there are {count}")
+    assert_one_sentence(project.shell(f"CUDA_VISIBLE_DEVICES=a,b {GPUS}"), "a is no GPU")

@@ -137,7 +137,8 @@ def check_container(request):
 
 # The name of a variable whose value is not for others, and that value, unless it is read from elsewhere.
 SECRET = re.compile(
-    r"\b(\w*(?:TOKEN(?!IZ|S)|SECRET|PASSWORD|PASSWD|CREDENTIAL|(?:^|_|API|ACCESS|PRIVATE)KEY)\w*)=(?![\"']?\$|[\"']?\s*$)(?![\"']?[~./])",
+    r"\b(\w*(?:TOKEN(?!IZ|S)|SECRET|PASSWORD|PASSWD|CREDENTIAL)\w*|(?:\w*_|\w*API|\w*ACCESS|\w*PRIVATE)?KEY(?:S|_ID)?)"
+    r"""=(?!["']?\$|["']?\s*$)(?!["']?[~./])""",
     re.IGNORECASE,
 )
 

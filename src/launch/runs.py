@@ -171,9 +171,15 @@ def list_(argv):
             pass
     except OSError as error:
         sys.exit(f"cannot read {parent}: {error.strerror}")
-    runs = [path.parent for pattern in ("*/run.json", "*/*/run.json") for path in parent.glob(pattern)]
-    # Of a run that run.py has not started there is no run.json.
-    runs += [path.parent for path in parent.glob("*/config.yaml") if not known_by_another_file(path.parent)]
+    runs = []
+    for folder in folders_in(parent):
+        trials = [trial for trial in folders_in(folder) if os.path.lexists(trial / "run.json")]
+        runs += trials
+        # A run that run.py has not started has no run.json. A study has none either.
+        if os.path.lexists(folder / "run.json") or (
+            os.path.lexists(folder / "config.yaml") and not trials and not os.path.lexists(folder / "study.yaml")
+        ):
+            runs.append(folder)
     described = describe_all(sorted(runs, key=lambda folder: (len(folder.name), folder)))  # trial 10 comes after 9
     if not described:
         print(f"no runs in {parent}")
@@ -282,9 +288,13 @@ def refuse_foreign_job(folder, record, submission):
         sys.exit(f"job {job} does not write into {folder}: it is another job that has this number now")
 
 
-def known_by_another_file(folder):
-    """Whether the configuration in a folder is that of a run or a study that is listed anyway."""
-    return any(os.path.lexists(folder / name) for name in ("run.json", "study.yaml"))
+def folders_in(parent):
+    """The folders in a folder; an empty list if it cannot be read."""
+    try:
+        with os.scandir(parent) as entries:
+            return [parent / entry.name for entry in entries if entry.is_dir()]
+    except OSError:
+        return []
 
 
 def refuse_while_running(folder):
