@@ -58,7 +58,10 @@ def python_here(job):
 def prepare(command, request, folder=None):
     """Have src/train.py check what needs torch, and get the data: compute nodes often have no internet.
 
-    folder: of the run that is resumed. Returns the whole configuration as YAML.
+    Args:
+        folder: of the run that is resumed, if any
+    Returns:
+        the whole configuration as YAML
     """
     arguments = [command, *request.arguments, "--job", json.dumps(as_noted(request.job))]
     if request.job.cluster == "debug":  # the process that trains: torch is imported once
@@ -69,7 +72,7 @@ def prepare(command, request, folder=None):
         except (ValueError, FileNotFoundError) as error:
             sys.exit(str(error))
     train = [*python_here(request.job), str(ROOT / "src/train.py"), *arguments, "--prepare"]
-    train += ["--run_folder", str(folder)] if folder else []
+    train += [f"--run_folder={folder}"] if folder else []
     done = subprocess.run(train, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(done.returncode)

@@ -4,7 +4,6 @@ import csv
 import importlib.util
 import os
 import re
-import sys
 import time
 
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
@@ -26,8 +25,6 @@ def make_logger(name, run_folder, hparams, step):
     """
     if isinstance(name, Logger):
         return name
-    if name in ("mlflow", "wandb") and importlib.util.find_spec(name) is None:
-        sys.exit(f"--logger {name} needs a package that is not installed: pip install {name}")
     if name == "tensorboard":
         if rank_zero_only.rank == 0:
             order_by_name(run_folder, time.time())
@@ -45,8 +42,8 @@ def make_logger(name, run_folder, hparams, step):
         logger = MLFlowLogger("runs", run_name=name_of(run_folder), tracking_uri=store, run_id=known_id(run_folder))
         remember_id(run_folder, logger)
     else:
-        name = name_of(run_folder).replace("/", "-")
-        logger = WandbLogger(name, save_dir=run_folder, id=name, resume="allow")
+        run = name_of(run_folder).replace("/", "-")
+        logger = WandbLogger(run, save_dir=run_folder, id=run, resume="allow")
     if not step:
         logger.log_hyperparams(hparams)
         if name == "tensorboard" and rank_zero_only.rank == 0:
@@ -69,6 +66,16 @@ def order_by_name(run_folder, now):
         if int(stamp) > latest:
             path.rename(path.with_name(f"{prefix}{latest:010d}{rest}"))
         latest = min(latest, int(stamp)) - 1
+
+
+def check_logger(name) -> None:
+    """Refuse a logger whose package is missing.
+
+    Raises:
+        ValueError: with one sentence
+    """
+    if name in ("mlflow", "wandb") and importlib.util.find_spec(name) is None:
+        raise ValueError(f"--logger {name} needs a package that is not installed: pip install {name}")
 
 
 def add_hparams(writer, hparams):
