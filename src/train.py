@@ -323,7 +323,7 @@ def train(command, config_text, run_folder, callbacks=(), test=True):
     config = read(config_text)
     settings = settings_of(config)
     run_folder = Path(run_folder).resolve()
-    lock = take(run_folder, config_text) if not settings.fast_dev_run else None  # held until the process ends
+    lock = take(run_folder) if not settings.fast_dev_run else None  # held until the process ends
 
     for message in NOT_FOR_THE_READER:
         warnings.filterwarnings("ignore", message=f".*{message}")
@@ -349,6 +349,8 @@ def train(command, config_text, run_folder, callbacks=(), test=True):
 
     store = meet_on_this_machine()  # held until the processes have parted
     checkpoint = checkpoint_for(command, run_folder, config)
+    if lock:
+        note_config(run_folder, config_text)
     logger = None
     if command == "fit" and not settings.fast_dev_run:
         logger = make_logger(parts.logger, run_folder, shown_hparams(config), next_logged_step(checkpoint))
@@ -621,8 +623,8 @@ def init_weights(model, source):
 PATIENCE = 120  # seconds that an attempt of a job waits for the one before it to end
 
 
-def take(run_folder, config_text):
-    """Make the run's folder this process's own, and note the configuration in it. Only the first process does.
+def take(run_folder):
+    """Make the run's folder this process's own. Only the first process does.
 
     Returns:
         an open file; the folder is taken as long as it is open
@@ -639,7 +641,6 @@ def take(run_folder, config_text):
     file.truncate(0)
     file.write(f"job {job}, process {os.getpid()} on {socket.gethostname()}, restart {restart}\n")
     file.flush()
-    note_config(run_folder, config_text)
     return file
 
 

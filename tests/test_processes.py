@@ -59,7 +59,6 @@ def test_the_server_is_gone_when_nobody_holds_it(one_of_two):
     [
         {"WORLD_SIZE": "4"},  # several nodes
         {"RANK": "1"},  # the first process has the server
-        {"MASTER_ADDR": "node1"},  # set by somebody who wants the processes to meet elsewhere
         {"TORCHELASTIC_USE_AGENT_STORE": "True"},  # torchrun's server
     ],
 )

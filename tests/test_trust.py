@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-from lesson import processes_with, until
 
 from src.launch import provenance, qsub, records, runs
 from src.launch.checks import SECRET
@@ -409,53 +408,6 @@ def test_usr2_in_the_first_moments_does_not_end_a_process():
     assert process.stdout.readline() == "ready\n"
     process.send_signal(12)
     assert process.stdout.read() == "asked\n" and process.wait() == 0
-
-
-MEET = """
-import multiprocessing, os, subprocess, sys
-from src.launch.payload import listen_on_this_machine
-from src.launch.submit import free_port
-
-
-def work(rank, port):
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    import torch
-    import torch.distributed as dist
-
-    store = listen_on_this_machine()
-    dist.init_process_group("gloo")
-    number = torch.ones(1)
-    dist.all_reduce(number)
-    assert number == 2
-    if rank == 0:
-        lines = subprocess.run(["ss", "-Hltnp"], capture_output=True, text=True, check=True).stdout.splitlines()
-        print(*{line.split()[3] for line in lines if f"pid={os.getpid()}," in line})
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    port = str(free_port())
-    processes = [multiprocessing.Process(target=work, args=(rank, port)) for rank in range(2)]
-    [process.start() for process in processes]
-    [process.join() for process in processes]
-    print(port, *[process.exitcode for process in processes])
-"""
-
-
-@pytest.mark.skipif(shutil.which("ss") is None, reason="no ss")
-def test_the_processes_of_one_machine_listen_to_it_alone(tmp_path):
-    (tmp_path / "meet.py").write_text(MEET)
-    root = str(Path(__file__).resolve().parents[1])
-    environment = os.environ | {"PYTHONPATH": root, "MEET": str(tmp_path)}
-    done = subprocess.run([sys.executable, tmp_path / "meet.py"], capture_output=True, text=True, env=environment)
-    addresses, ends = done.stdout.splitlines()
-    port, *codes = ends.split()
-    assert codes == ["0", "0"], done.stderr
-    assert f"127.0.0.1:{port}" in addresses.split()
-    assert all(address.startswith("127.") for address in addresses.split())
-    until(lambda: not processes_with(f"MEET={tmp_path}"))
 
 
 # The difference to the commit

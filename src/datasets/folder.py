@@ -7,10 +7,10 @@ import sys
 
 import torch
 from torchvision.transforms.functional import pil_to_tensor
-from tqdm import tqdm
 
 from src.datasets.images import ImageDataModule
 from src.utils.image_files import ImageError, ImageFiles, check_same_classes
+from src.utils.progress import tqdm
 
 
 class Folder(ImageDataModule):

@@ -15,10 +15,10 @@ from uuid import uuid4
 
 import h5py
 import numpy as np
-from tqdm import tqdm
 
 from src.hdf5.index import ATTRIBUTE, Index, PackError, checked_path
 from src.hdf5.new_file import finish, new_file, publish, refuse_to_overwrite
+from src.utils.progress import tqdm
 
 
 class HDF5Writer:

@@ -5,7 +5,8 @@ import sys
 import warnings
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from tqdm import tqdm
+
+from src.utils.progress import tqdm
 
 FORMAT = "%(asctime)s %(levelname)-7s rank %(rank)d %(name)s: %(message)s"
 
