@@ -3,10 +3,13 @@
 import contextlib
 import os
 import socket
+import subprocess
+import sys
 import time
 
 import psutil
 import pytest
+from lesson import REPOSITORY
 from training import Training, free_port
 
 from src.utils.processes import meet_on_this_machine
@@ -81,3 +84,18 @@ def test_an_interface_that_the_user_named_stays(one_of_two):
     store = meet_on_this_machine()
     assert os.environ["GLOO_SOCKET_IFNAME"] == "eth7"
     del store
+
+
+def test_a_process_that_is_killed_while_it_shows_a_bar_blocks_nobody(tmp_path):
+    """tqdm's own lock is shared with forked processes, and nobody gives it back."""
+    code = """
+import os, signal
+from src.utils.progress import tqdm
+list(tqdm(range(3)))
+if os.fork() == 0:
+    tqdm.get_lock().acquire()
+    os.kill(os.getpid(), signal.SIGKILL)
+os.wait()
+list(tqdm(range(3)))
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, timeout=60, capture_output=True)
