@@ -251,19 +251,24 @@ def test_a_configuration_that_is_edited_while_the_job_waits(cluster, root, alone
     assert yaml.safe_load(path.read_text()) == submitted
 
 
-@pytest.mark.slow
-def test_no_shared_memory_is_left_for_data_workers(cluster, root):
-    """The sentence names /dev/shm, not the run's folder."""
+@pytest.mark.parametrize(
+    ("size", "fill"),
+    [
+        pytest.param("4k", "head --bytes=4096 /dev/zero > /dev/shm/full", id="full", marks=pytest.mark.slow),
+        pytest.param("64k", "true", id="too small for a batch", marks=pytest.mark.campaign),
+    ],
+)
+def test_no_shared_memory_is_left_for_data_workers(size, fill, cluster, root):
+    """The run ends, and the sentence names /dev/shm, not the run's folder."""
     nodes = ["node1", "node2", "node3", "node4"]
+    command = f"mount -t tmpfs -o size={size} tmpfs /dev/shm && {fill}"
     for node in nodes:
-        assert (
-            cluster.cluster_py("exec", node, "mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", "/dev/shm").returncode
-            == 0
-        )
+        assert cluster.cluster_py("exec", node, "bash", "-c", command).returncode == 0
     try:
         run = start(root, cluster, f"{RUN} --nodes 1 --num_workers 1 --cpus_per_task 2")
-        assert cluster.wait(run.name, LIMIT) == "FAILED"
+        assert cluster.wait(run.name, 180) == "FAILED"
     finally:
+        cluster.run("scancel --me", "/")
         for node in nodes:
             cluster.cluster_py("exec", node, "umount", "--lazy", "/dev/shm")
     assert "/dev/shm" in said(run), said(run)
