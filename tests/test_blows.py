@@ -137,7 +137,8 @@ def test_no_controller_when_the_job_asks_to_be_requeued(own_cluster, root, tmp_p
     cluster, alone = own_cluster, left_alone(own_cluster, tmp_path / "alone")
     run = start(root, cluster, f"{RUN} {SLOWLY} 0.3")
     until_training(run)
-    os.kill(int((cluster.dir / "run/slurmctld.pid").read_text()), signal.SIGKILL)
+    controller = (cluster.dir / "run/slurmctld.pid").read_text().strip()  # its number on head
+    assert cluster.cluster_py("exec", "head", "kill", "-KILL", controller).returncode == 0
     os.kill(process_of(run, 0), signal.SIGUSR2)
     until(lambda: "SIGUSR2: saving at step" in log_of(run), 60)
     time.sleep(15)
@@ -213,7 +214,6 @@ def test_a_folder_that_is_renamed_while_it_is_written(cluster, root):
         assert weights_in(moved, run.name)
     else:
         assert re.search(rf"{run}.*(moved|renamed|gone|not there|replaced)", said(moved)), said(moved)
-        assert "Traceback" not in said(moved)
 
 
 def weights_in(folder, job):
@@ -251,19 +251,24 @@ def test_a_configuration_that_is_edited_while_the_job_waits(cluster, root, alone
     assert yaml.safe_load(path.read_text()) == submitted
 
 
-@pytest.mark.slow
-def test_no_shared_memory_is_left_for_data_workers(cluster, root):
-    """The sentence names /dev/shm, not the run's folder."""
+@pytest.mark.parametrize(
+    ("size", "fill"),
+    [
+        pytest.param("4k", "head --bytes=4096 /dev/zero > /dev/shm/full", id="full", marks=pytest.mark.slow),
+        pytest.param("64k", "true", id="too small for a batch", marks=pytest.mark.campaign),
+    ],
+)
+def test_no_shared_memory_is_left_for_data_workers(size, fill, cluster, root):
+    """The run ends, and the sentence names /dev/shm, not the run's folder."""
     nodes = ["node1", "node2", "node3", "node4"]
+    command = f"mount -t tmpfs -o size={size} tmpfs /dev/shm && {fill}"
     for node in nodes:
-        assert (
-            cluster.cluster_py("exec", node, "mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", "/dev/shm").returncode
-            == 0
-        )
+        assert cluster.cluster_py("exec", node, "bash", "-c", command).returncode == 0
     try:
         run = start(root, cluster, f"{RUN} --nodes 1 --num_workers 1 --cpus_per_task 2")
-        assert cluster.wait(run.name, LIMIT) == "FAILED"
+        assert cluster.wait(run.name, 180) == "FAILED"
     finally:
+        cluster.run("scancel --me", "/")
         for node in nodes:
             cluster.cluster_py("exec", node, "umount", "--lazy", "/dev/shm")
     assert "/dev/shm" in said(run), said(run)

@@ -60,7 +60,7 @@ def without(environment, name):
         (without(SRUN, "SLURM_NODEID"), "SLURM_PROCID is set and SLURM_NODEID is not"),
         (without(SRUN, "SLURM_LOCALID"), "SLURM_PROCID is set and SLURM_LOCALID is not"),
         (without(SRUN, "SLURM_STEP_TASKS_PER_NODE"), "SLURM_STEP_TASKS_PER_NODE is not"),
-        (without(SRUN, "SLURM_STEP_NODELIST"), "SLURM_STEP_NODELIST is not"),
+        (without(SRUN, "SLURM_STEP_NODELIST"), "'' is not a list of hosts"),
         (SRUN | {"SLURM_PROCID": "one"}, "SLURM_PROCID is 'one'"),
         (SRUN | {"SLURM_NODEID": "2"}, "does not fit"),
         (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "two"}, "SLURM_STEP_TASKS_PER_NODE=two does not fit"),
@@ -87,6 +87,7 @@ def test_a_mistake_gets_one_sentence(monkeypatch, environment, says):
         (SRUN, "1 4 1 2 0"),
         (SRUN | {"SLURM_PROCID": "1", "SLURM_LOCALID": "0", "SLURM_NODEID": "1"}, "1 4 0 2 1"),  # --distribution=cyclic
         (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "3,1", "SLURM_NODEID": "1", "SLURM_LOCALID": "0"}, "1 4 0 1 1"),
+        (without(SRUN, "SLURM_STEP_NODELIST") | {"MASTER_ADDR": "a"}, "1 4 1 2 0"),
         (mpi(3, 1), "3 4 1 2 1"),
         (mpi(1, 0, 2, 1), "1 2 0 1 1"),
         ({"RANK": "", "PMI_RANK": ""}, "0 1 0 1 0"),

@@ -89,7 +89,7 @@ def started_by_srun() -> tuple[int, int, int, int] | None:
     rank, size = first_set(["SLURM_PROCID"]), first_set(["SLURM_STEP_NUM_TASKS"])
     if rank is None or size is None:
         return None
-    needed = ["SLURM_NODEID", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE", "SLURM_STEP_NODELIST"]
+    needed = ["SLURM_NODEID", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"]
     lacking = [name for name in needed if not os.environ.get(name)]
     if lacking:
         sys.exit(f"SLURM_PROCID is set and {lacking[0]} is not: srun sets both; start with srun, or unset SLURM_PROCID")
@@ -171,11 +171,13 @@ def export_ranks() -> None:
 
     if size == local_size:
         found["MASTER_ADDR"] = "127.0.0.1"  # needs no name to be looked up
+    elif "MASTER_ADDR" in os.environ:
+        pass
     elif srun:
-        found["MASTER_ADDR"] = first_host(os.environ["SLURM_STEP_NODELIST"])
+        found["MASTER_ADDR"] = first_host(os.environ.get("SLURM_STEP_NODELIST", ""))
     elif "SLURM_JOB_NODELIST" in os.environ:  # mpirun in a Slurm job
         found["MASTER_ADDR"] = first_host(os.environ["SLURM_JOB_NODELIST"])
-    elif "MASTER_ADDR" not in os.environ:
+    else:
         sys.exit(
             f"{size} processes on several nodes do not know where to meet: set MASTER_ADDR to the name of the first "
             "node in all of them, such as mpirun -x MASTER_ADDR=node1 (Open MPI) or -genv MASTER_ADDR node1 (others)"
