@@ -222,12 +222,22 @@ def test_packing(lesson, measured):
         ("torchvision CIFAR10 out.h5 --data_dir .", "CIFAR10 in .: Dataset not found"),
         ("torchvision CocoDetection out.h5", "CocoDetection is not of the kind"),
         ("check out.h5", "there is no packed file"),
+        ("check images/a/8.png", "images/a/8.png is not a packed file: give the path of an .h5 file"),
+        ("check images", "images is not a packed file"),
+        ("check fifo", "fifo is not a packed file"),
+        ("folder fifo out.h5", "fifo: Not a directory"),
+        ("folder ~nouser/x out.h5", "~nouser/x: there is no such user"),
+        ("folder images /proc/out.h5", "cannot write into /proc"),
+        ("torchvision SVHN out.h5 --data_dir .", "SVHN in .:"),
+        ("folder images out.h5 --size 0", "2"),  # argparse has said why
+        ("folder images out.h5 --size -3", "2"),
     ],
 )
 def test_packing_says_what_is_wrong(tmp_path, monkeypatch, argv, words):
     picture(tmp_path / "images/a/8.png", 8)
     picture(tmp_path / "images/b/9.png", 9)
     picture(tmp_path / "broken/a/8.png", 8).write_text("no picture")
+    os.mkfifo(tmp_path / "fifo")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["pack.py", *argv.split()])
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"):
@@ -237,6 +247,20 @@ def test_packing_says_what_is_wrong(tmp_path, monkeypatch, argv, words):
         pack.main()
     assert words in str(ended.value)
     assert not list(tmp_path.glob("*out*"))
+
+
+def test_packing_where_names_are_not_utf_8(tmp_path, monkeypatch, capfdbinary):
+    folder = tmp_path / os.fsdecode(b"M\xfcller")
+    picture(folder / "a/8.png", 8)
+    picture(folder / os.fsdecode(b"b/\xfc.png"), 8)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for argv in (["folder", str(folder), str(folder / "out.h5")], ["check", str(folder / "out.h5")]):
+        monkeypatch.setattr(sys, "argv", ["pack.py", *argv])
+        pack.main()
+    assert capfdbinary.readouterr().out.count(b"M\xfcller/out.h5: 2 i") == 2
+    assert len(HDF5Dataset(stage(folder / "out.h5", tmp_path / "local"))) == 2
 
 
 def picture(path, width):
