@@ -30,6 +30,7 @@ from torchvision import tv_tensors
 sys.path.insert(0, str(REPOSITORY))
 
 from src.datasets.cached import MEMORY, CachedDataset, FileCachedDataset
+from src.datasets.datasets import Datasets
 from src.datasets.folder import Folder
 from src.datasets.hdf5_images import HDF5Images
 from src.datasets.mnist import MNIST
@@ -39,6 +40,7 @@ from src.hdf5.index import PackError, index_path, read_index, verify, write_inde
 from src.hdf5.reader import HDF5Dataset, RawHDF5Dataset
 from src.hdf5.staging import stage
 from src.hdf5.writer import HDF5Writer
+from src.utils import cache_models
 
 NAME = "11-data-for-hpc-file-systems"
 FORK, SPAWN = multiprocessing.get_context("fork"), multiprocessing.get_context("spawn")
@@ -1449,3 +1451,24 @@ def test_a_fifo_among_the_caches_does_not_hold_anything_up(tmp_path, monkeypatch
 
 def only_image(item):
     return item["image"]
+
+
+@pytest.mark.parametrize(
+    ("home", "words"),
+    [("~nouser", "TORCH_HOME .* cannot be read"), ("fifo", "is not a file: delete it"), ("nowhere", "are not in")],
+)
+def test_weights_that_cannot_be_read(tmp_path, monkeypatch, home, words):
+    folder = tmp_path / "fifo/hub/checkpoints"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", home)
+    os.mkfifo(folder / Path(cache_models.models.get_model_weights("resnet18").DEFAULT.url).name)
+    with pytest.raises(SystemExit, match=words):
+        cache_models.check_weights("resnet18")
+
+
+def test_a_seed_of_a_split_has_64_bits():
+    for seed in (2**64, -(2**63) - 1):
+        with pytest.raises(SystemExit, match="has more than 64 bits"):
+            Datasets(Items, Items, split_seed=seed)
+    Datasets(Items, Items, split_seed=2**64 - 1)
