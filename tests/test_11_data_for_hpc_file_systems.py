@@ -198,6 +198,29 @@ def test_the_datamodule_says_what_is_wrong(lesson, measured, tmp_path):
         HDF5Images(one_part).setup("test")
 
 
+@pytest.mark.parametrize(
+    ("about", "values", "words"),
+    [
+        ({}, {}, "was not written by src/hdf5/pack.py"),
+        ({"shape": [3, 4]}, {}, "was not written by src/hdf5/pack.py"),
+        ({"shape": [0, 4, 4]}, {}, "was not written by src/hdf5/pack.py"),
+        ({"shape": "3x4"}, {}, "was not written by src/hdf5/pack.py"),
+        ({"classes": ["a"]}, {}, "1 class only"),
+        ({"classes": [1, 2]}, {}, "was not written by src/hdf5/pack.py"),
+        ({"shape": [3, 5, 4]}, {}, "not as it says"),
+        ({}, {"image": np.zeros((12, 3, 4, 4))}, "not as it says"),
+        ({}, {"label": np.zeros(12)}, "not as it says"),
+        ({}, {"label": None}, "not as it says"),
+    ],
+)
+def test_a_packed_file_of_other_things_is_refused(tmp_path, about, values, words):
+    good = {"image": np.zeros((12, 3, 4, 4), np.uint8), "label": np.arange(12) % 2} | values
+    writer = Writer([{"train/0": {key: value for key, value in good.items() if value is not None}}], stacked=True)
+    writer.about = {"shape": [3, 4, 4], "classes": ["a", "b"]} | about if about or values else {}
+    with pytest.raises(SystemExit, match=words):
+        HDF5Images(writer.write(tmp_path / "data.h5")).setup("fit")
+
+
 def test_packing(lesson, measured):
     for number in (3, 4, 5):
         done = lesson.run(lesson.commands[number])
@@ -354,6 +377,21 @@ def test_what_cannot_be_written_is_named_and_leaves_nothing(tmp_path, items, wor
     with pytest.raises(PackError, match=words):
         write(tmp_path, items)
     assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("about", [{"mean": np.zeros(3)}, {"x": {1, 2}}, {(1, 2): 3}, ["a"], None])
+def test_an_about_that_json_cannot_hold_is_refused_before_anything_is_written(tmp_path, about):
+    writer = Writer([KeyError("this is not reached")])
+    writer.about = about
+    with pytest.raises(PackError, match="about has to be a dictionary for JSON"):
+        writer.write(tmp_path / "data.h5")
+    assert files_in(tmp_path) == []
+
+
+def test_an_about_that_json_changes_is_still_that_of_the_file(tmp_path):
+    writer = Writer(numbered(1))
+    writer.about = {10: (1, 2), 2: "x"}  # after JSON the keys are texts, and in another order
+    assert HDF5Dataset(writer.write(tmp_path / "data.h5")).about == {"10": [1, 2], "2": "x"}
 
 
 def test_nothing_is_overwritten(tmp_path):
