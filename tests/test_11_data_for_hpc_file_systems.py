@@ -30,6 +30,7 @@ from torchvision import tv_tensors
 sys.path.insert(0, str(REPOSITORY))
 
 from src.datasets.cached import MEMORY, CachedDataset, FileCachedDataset
+from src.datasets.datasets import Datasets
 from src.datasets.folder import Folder
 from src.datasets.hdf5_images import HDF5Images
 from src.datasets.mnist import MNIST
@@ -39,6 +40,7 @@ from src.hdf5.index import PackError, index_path, read_index, verify, write_inde
 from src.hdf5.reader import HDF5Dataset, RawHDF5Dataset
 from src.hdf5.staging import stage
 from src.hdf5.writer import HDF5Writer
+from src.utils import cache_models
 
 NAME = "11-data-for-hpc-file-systems"
 FORK, SPAWN = multiprocessing.get_context("fork"), multiprocessing.get_context("spawn")
@@ -196,6 +198,29 @@ def test_the_datamodule_says_what_is_wrong(lesson, measured, tmp_path):
         HDF5Images(one_part).setup("test")
 
 
+@pytest.mark.parametrize(
+    ("about", "values", "words"),
+    [
+        ({}, {}, "was not written by src/hdf5/pack.py"),
+        ({"shape": [3, 4]}, {}, "was not written by src/hdf5/pack.py"),
+        ({"shape": [0, 4, 4]}, {}, "was not written by src/hdf5/pack.py"),
+        ({"shape": "3x4"}, {}, "was not written by src/hdf5/pack.py"),
+        ({"classes": ["a"]}, {}, "1 class only"),
+        ({"classes": [1, 2]}, {}, "was not written by src/hdf5/pack.py"),
+        ({"shape": [3, 5, 4]}, {}, "not as it says"),
+        ({}, {"image": np.zeros((12, 3, 4, 4))}, "not as it says"),
+        ({}, {"label": np.zeros(12)}, "not as it says"),
+        ({}, {"label": None}, "not as it says"),
+    ],
+)
+def test_a_packed_file_of_other_things_is_refused(tmp_path, about, values, words):
+    good = {"image": np.zeros((12, 3, 4, 4), np.uint8), "label": np.arange(12) % 2} | values
+    writer = Writer([{"train/0": {key: value for key, value in good.items() if value is not None}}], stacked=True)
+    writer.about = {"shape": [3, 4, 4], "classes": ["a", "b"]} | about if about or values else {}
+    with pytest.raises(SystemExit, match=words):
+        HDF5Images(writer.write(tmp_path / "data.h5")).setup("fit")
+
+
 def test_packing(lesson, measured):
     for number in (3, 4, 5):
         done = lesson.run(lesson.commands[number])
@@ -222,12 +247,22 @@ def test_packing(lesson, measured):
         ("torchvision CIFAR10 out.h5 --data_dir .", "CIFAR10 in .: Dataset not found"),
         ("torchvision CocoDetection out.h5", "CocoDetection is not of the kind"),
         ("check out.h5", "there is no packed file"),
+        ("check images/a/8.png", "images/a/8.png is not a packed file: give the path of an .h5 file"),
+        ("check images", "images is not a packed file"),
+        ("check fifo", "fifo is not a packed file"),
+        ("folder fifo out.h5", "fifo: Not a directory"),
+        ("folder ~nouser/x out.h5", "~nouser/x: there is no such user"),
+        ("folder images /proc/out.h5", "cannot write into /proc"),
+        ("torchvision SVHN out.h5 --data_dir .", "SVHN in .:"),
+        ("folder images out.h5 --size 0", "2"),  # argparse has said why
+        ("folder images out.h5 --size -3", "2"),
     ],
 )
 def test_packing_says_what_is_wrong(tmp_path, monkeypatch, argv, words):
     picture(tmp_path / "images/a/8.png", 8)
     picture(tmp_path / "images/b/9.png", 9)
     picture(tmp_path / "broken/a/8.png", 8).write_text("no picture")
+    os.mkfifo(tmp_path / "fifo")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["pack.py", *argv.split()])
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"):
@@ -237,6 +272,20 @@ def test_packing_says_what_is_wrong(tmp_path, monkeypatch, argv, words):
         pack.main()
     assert words in str(ended.value)
     assert not list(tmp_path.glob("*out*"))
+
+
+def test_packing_where_names_are_not_utf_8(tmp_path, monkeypatch, capfdbinary):
+    folder = tmp_path / os.fsdecode(b"M\xfcller")
+    picture(folder / "a/8.png", 8)
+    picture(folder / os.fsdecode(b"b/\xfc.png"), 8)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for argv in (["folder", str(folder), str(folder / "out.h5")], ["check", str(folder / "out.h5")]):
+        monkeypatch.setattr(sys, "argv", ["pack.py", *argv])
+        pack.main()
+    assert capfdbinary.readouterr().out.count(b"M\xfcller/out.h5: 2 i") == 2
+    assert len(HDF5Dataset(stage(folder / "out.h5", tmp_path / "local"))) == 2
 
 
 def picture(path, width):
@@ -328,6 +377,21 @@ def test_what_cannot_be_written_is_named_and_leaves_nothing(tmp_path, items, wor
     with pytest.raises(PackError, match=words):
         write(tmp_path, items)
     assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("about", [{"mean": np.zeros(3)}, {"x": {1, 2}}, {(1, 2): 3}, ["a"], None])
+def test_an_about_that_json_cannot_hold_is_refused_before_anything_is_written(tmp_path, about):
+    writer = Writer([KeyError("this is not reached")])
+    writer.about = about
+    with pytest.raises(PackError, match="about has to be a dictionary for JSON"):
+        writer.write(tmp_path / "data.h5")
+    assert files_in(tmp_path) == []
+
+
+def test_an_about_that_json_changes_is_still_that_of_the_file(tmp_path):
+    writer = Writer(numbered(1))
+    writer.about = {10: (1, 2), 2: "x"}  # after JSON the keys are texts, and in another order
+    assert HDF5Dataset(writer.write(tmp_path / "data.h5")).about == {"10": [1, 2], "2": "x"}
 
 
 def test_nothing_is_overwritten(tmp_path):
@@ -1425,3 +1489,24 @@ def test_a_fifo_among_the_caches_does_not_hold_anything_up(tmp_path, monkeypatch
 
 def only_image(item):
     return item["image"]
+
+
+@pytest.mark.parametrize(
+    ("home", "words"),
+    [("~nouser", "TORCH_HOME .* cannot be read"), ("fifo", "is not a file: delete it"), ("nowhere", "are not in")],
+)
+def test_weights_that_cannot_be_read(tmp_path, monkeypatch, home, words):
+    folder = tmp_path / "fifo/hub/checkpoints"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", home)
+    os.mkfifo(folder / Path(cache_models.models.get_model_weights("resnet18").DEFAULT.url).name)
+    with pytest.raises(SystemExit, match=words):
+        cache_models.check_weights("resnet18")
+
+
+def test_a_seed_of_a_split_has_64_bits():
+    for seed in (2**64, -(2**63) - 1):
+        with pytest.raises(SystemExit, match="has more than 64 bits"):
+            Datasets(Items, Items, split_seed=seed)
+    Datasets(Items, Items, split_seed=2**64 - 1)

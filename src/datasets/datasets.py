@@ -37,6 +37,8 @@ class Datasets(DataModule):
         super().__init__(batch_size, num_workers, seed, data_dir)
         if isinstance(validation, float) and not 0 < validation < 1:
             sys.exit(f"validation {validation} is no share: give a number between 0 and 1, or the class of a Dataset")
+        if not -(2**63) <= split_seed < 2**64:
+            sys.exit(f"split_seed {str(split_seed)[:40]} has more than 64 bits: give a smaller number, such as 1")
         self.makers = {"train": train, "test": test, "validation": validation}
         self.split_seed = split_seed
 

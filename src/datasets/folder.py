@@ -3,6 +3,7 @@
 Photographs are turned as the camera was held. Images of more than 8 bits per colour value are refused.
 """
 
+import math
 import sys
 
 import torch
@@ -58,7 +59,11 @@ class Folder(ImageDataModule):
     def load(self, train):
         """Decode all files, once: from here on there is no difference to the other data sets."""
         files = self.find("train" if train else "test")
-        images = torch.empty(len(files), *self.shape, dtype=torch.uint8)
+        try:
+            images = torch.empty(len(files), *self.shape, dtype=torch.uint8)
+        except RuntimeError:
+            gigabytes = len(files) * math.prod(self.shape) / 1e9
+            sys.exit(f"the images in {files.folder} take {gigabytes:.0f} GB of memory: pack them with src/hdf5/pack.py")
         for index in tqdm(range(len(files)), "decoding", disable=None):  # None: only on a terminal
             image = self.decode(files, index)
             if list(image.shape) != self.shape:

@@ -90,8 +90,7 @@ class Slots:
             raise CacheError(
                 f"the cache needs {needed / 1e6:.1f} MB, but {self.path.parent} has room for {free / 1e6:.1f} MB"
             )
-        partial = Path(f"{self.path}.{os.getpid()}.partial")
-        partial.unlink(missing_ok=True)  # of a process that was killed and had our number
+        partial = Path(f"{self.path}.{os.getpid()}-{os.urandom(4).hex()}.partial")
         try:
             with open(partial, "xb", opener=open_cache) as file:
                 file.write(line.ljust(self.data, b"\0"))  # the checksums really, not as a hole: they are looked at

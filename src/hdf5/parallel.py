@@ -45,14 +45,14 @@ def write_parallel(writer, path):
     team = Team(path.with_name(f"{path.stem}.tasks-{step_name()}"), rank, size)
     with team.alive():
         try:
-            items, context = writer.prepare_globals()
+            items, context, about = writer.prepare()
             # Task r takes the items r, r + size, ...: neighbours take about the same time.
             mine = [items[number] for number in range(rank, len(items), size)]
             with new_file(team.file(rank, "h5")) as file:
                 groups = writer.write_items(file, mine, context, team.look, show=rank == 0)
             with one_sentence(team.folder):
                 shard = sealed(team.file(rank, "h5"))
-                note = {"length": len(items), "about": writer.about, "groups": groups, "shard": shard}
+                note = {"length": len(items), "about": about, "groups": groups, "shard": shard}
                 write_durably(team.file(rank, "json"), json.dumps(note))
                 if rank == 0:
                     team.wait_for(lambda: all(map(team.is_done, range(size))), range(1, size))

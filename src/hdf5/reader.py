@@ -15,7 +15,7 @@ from src.hdf5.rows import Rows, lies_as_in_memory
 
 SMALL = 1 << 16  # bytes: stacked numbers or texts of this size, such as labels, are read once and kept
 MAX_LINKS = 20  # one after the other, until they are taken for a circle
-UNREADABLE = (OSError, KeyError, RuntimeError, UnicodeError)  # what h5py raises for a damaged file
+UNREADABLE = (OSError, KeyError, TypeError, RuntimeError, UnicodeError, MemoryError)  # of h5py, for a damaged file
 
 
 def place_of(group):

@@ -11,6 +11,7 @@ Waves().write("waves.h5")
 """
 
 import itertools
+import json
 from uuid import uuid4
 
 import h5py
@@ -66,14 +67,25 @@ class HDF5Writer:
             from src.hdf5.parallel import write_parallel
 
             return write_parallel(self, path)
-        items, context = self.prepare_globals()
+        items, context, about = self.prepare()
         with publish(path) as partial:
             with new_file(partial) as file:
                 groups = list(itertools.chain(*self.write_items(file, items, context)))
-                index = Index(uuid4().hex, self.stacked, self.about, groups, {})
+                index = Index(uuid4().hex, self.stacked, about, groups, {})
                 file.attrs[ATTRIBUTE] = index.digest()
             finish(partial, path, index)
         return path
+
+    def prepare(self):
+        """What prepare_globals() returns, and `about` as JSON gives it back. Raises PackError if it cannot hold it."""
+        items, context = self.prepare_globals()
+        try:
+            about = json.loads(json.dumps(self.about))
+            if not isinstance(about, dict):
+                raise TypeError(f"it is a {type(self.about).__name__}")
+        except (TypeError, ValueError, RecursionError) as error:
+            raise PackError(f"about has to be a dictionary for JSON: {error}") from None
+        return items, context, about
 
     def write_items(self, file, items, context, before_each=lambda: None, show=True):
         """Write these items into a new file. Returns for each item a list with [name, length] of its groups."""
