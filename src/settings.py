@@ -47,6 +47,8 @@ class Settings:
         overfit_batches: train on the same few batches again and again: they must be learned by heart
         limit_train_batches: only so many in an epoch
         limit_val_batches: only so many in a validation
+        stuck_after: seconds in which a run of several processes makes no progress, after which it ends and is requeued;
+            0: never
         profile: measure where the time goes; the report lies in the run's folder
     """
 
@@ -75,6 +77,7 @@ class Settings:
     overfit_batches: NonNegativeInt = 0
     limit_train_batches: PositiveInt | None = None
     limit_val_batches: PositiveInt | None = None
+    stuck_after: NonNegativeInt = 600
     profile: Literal["simple", "advanced", "pytorch"] | None = None
 
     def __post_init__(self):

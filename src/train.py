@@ -65,8 +65,10 @@ from src.callbacks.exact_resume import ExactResume, next_logged_step, other_plan
 from src.callbacks.filled_in import FilledIn  # noqa: E402
 from src.callbacks.finite_loss import FiniteLoss  # noqa: E402
 from src.callbacks.first_look import FirstLook, too_short, unknown_metric, watching  # noqa: E402
+from src.callbacks.hooks import skip_empty_hooks  # noqa: E402
 from src.callbacks.stop_when_asked import StopWhenAsked  # noqa: E402
 from src.callbacks.time_limit import TimeLimit  # noqa: E402
+from src.callbacks.watchdog import Watchdog  # noqa: E402
 from src.config import instantiate, its_own_errors, merge, read, settings_of, shortened  # noqa: E402
 from src.datasets.datamodule import DataModule  # noqa: E402
 from src.datasets.loaders import share_loaders  # noqa: E402
@@ -348,6 +350,10 @@ def train(command, config_text, run_folder, callbacks=(), test=True):
         attach_sharding(model, settings.sync_batchnorm)
 
     store = meet_on_this_machine()  # held until the processes have parted
+    watchdog = None
+    if command == "fit" and processes > 1 and not settings.fast_dev_run:
+        watchdog = Watchdog(run_folder, int(os.environ["RANK"]), processes, settings.stuck_after)
+        watchdog.start()  # before the processes wait for each other for the first time
     checkpoint = checkpoint_for(command, run_folder, config)
     if lock:
         note_config(run_folder, config_text)
@@ -361,9 +367,16 @@ def train(command, config_text, run_folder, callbacks=(), test=True):
     callbacks = [*parts.callbacks, *callbacks, *([Predictions(run_folder)] if command == "predict" else [])]
     trainer = make_trainer(settings, run_folder, logger, pages, callbacks, config.trainer, parts)
     if command == "fit":
+        if watchdog:
+            watchdog.trainer = trainer
+            for callback in trainer.callbacks:
+                if isinstance(callback, StopWhenAsked):
+                    callback.watchdog = watchdog
         fit(trainer, model, data, checkpoint, settings, run_folder, test)
     else:
         evaluate(command, trainer, model, data, checkpoint, run_folder)
+    if watchdog:
+        watchdog.end()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # else a thread of gloo's may abort Python while it shuts down
     del lock, store
@@ -495,7 +508,7 @@ def make_trainer(settings, run_folder, logger, pages, callbacks, more, parts):
         own += [checkpoints, StopWhenAsked(checkpoints)]
         own.insert(1, checkpoints.same_folder)
     last = [FinalWeights(checkpoints), TimeLimit(max_time(settings))]  # these see what the others have done
-    exact_resume.ours = [*own, *last]
+    exact_resume.ours = [*map(skip_empty_hooks, own), *map(skip_empty_hooks, last)]
     limits = {"limit_train_batches": settings.limit_train_batches, "limit_val_batches": settings.limit_val_batches}
     if settings.overfit_batches:
         limits = dict.fromkeys(limits, settings.overfit_batches)

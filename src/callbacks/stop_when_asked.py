@@ -35,6 +35,7 @@ PATIENCE, PAUSE = 600, 5  # seconds: how long a job is tried to be requeued, if 
 class StopWhenAsked(L.Callback):
     def __init__(self, checkpoints):
         self.checkpoints = checkpoints  # the callback that saves
+        self.watchdog = None  # of several processes: src/callbacks/watchdog.py
         self.process = os.getpid()
         self.note = 0
         self.signal = None
@@ -153,6 +154,8 @@ class StopWhenAsked(L.Callback):
     def stop(self, trainer):
         run = name_of(self.checkpoints.folder.parent).split("/")[0]  # of a trial the study: all of it goes on
         code = 128 + (self.signal or signal.SIGTERM)
+        if self.watchdog:
+            self.watchdog.end()
         if callable(self.requeue):
             if not trainer.is_global_zero:
                 leave(0)  # the first process requeues the job
