@@ -483,3 +483,32 @@ def test_study_that_slurm_does_not_take(tmp_path, cluster):
     cluster.run("python run.py cancel lr", root.folder, check=True)
     until(lambda: "lr" not in cluster.run("squeue --noheader --format=%j", "/").stdout)
     assert "complete" not in cluster.run(SHOW, root.folder, check=True).stdout
+
+    # Trials that were cancelled while they waited resume, those of a whole array too: sacct knows little of them.
+    for cancel in ("scancel {0}_2; scancel {0}_0; scancel {0}_1", "scancel {0}"):
+        done = cluster.run(f"{RESUME} --partition cpu", root.folder, timeout=300, check=True)
+        assert "3 jobs, 1 at the same time" in done.stdout
+        job = json.loads((root.folder / "logs/lr/2/run.json").read_text())["submissions"][-1]["id"].partition("_")[0]
+        cluster.run(cancel.format(job), "/", check=True)
+        until(lambda: "lr" not in cluster.run("squeue --noheader --format=%j", "/").stdout)
+    assert "UNKNOWN" not in cluster.run(LIST, root.folder, check=True).stdout
+    done = cluster.run(f"{RESUME} --partition cpu", root.folder, timeout=300, check=True)
+    assert "3 jobs, 1 at the same time" in done.stdout and not (root.folder / "logs/lr/.starting").exists()
+    cluster.run("python run.py cancel lr", root.folder, check=True)
+    until(lambda: "lr" not in cluster.run("squeue --noheader --format=%j", "/").stdout)
+
+
+@pytest.mark.slow
+def test_what_is_wrong_with_a_study_is_one_sentence(root, study):
+    """An old lock, a damaged study.yaml, trials that never validate."""
+    lock = study[1] / "journal.log.lock"
+    lock.touch()
+    shown = root.run(SHOW)
+    assert shown.returncode == 0 and f"waiting up to 30 s for {lock}" in shown.stderr
+    text = (study[1] / "study.yaml").read_text()
+    (study[1] / "study.yaml").write_text(text.replace("trials:", "trails:"))
+    assert_one_sentence(root.run(SHOW), "study.yaml is no study: trials is missing or wrong")
+    (study[1] / "study.yaml").write_text(text)
+    assert_one_sentence(root.shell("python run.py search --name .. --search.seed 1,2"), "--name '..'")
+    done = root.shell(f"python run.py search --name n --search.seed 1,2 --validate_every 50 --trials 1 {QUICKER}")
+    assert "trial 0 ended without a validation, so there is no val/accuracy: lower --validate_every" in done.stdout
