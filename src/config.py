@@ -8,16 +8,22 @@ is enough where this repository, torch or Lightning has it.
 
 A class receives the values that its user gave. If nobody gave one, its own default holds. Only what is still missing is
 filled in: batch_size, num_workers, seed and data_dir for the data, shape and num_classes for the model.
+
+Paths become absolute here, because a run may be resumed or evaluated from another folder: see absolute_paths().
 """
 
+import contextlib
 import difflib
 import importlib
 import importlib.util
 import inspect
+import logging
 import os
+import pathlib
 import pkgutil
 import re
 import sys
+import traceback
 import warnings
 from dataclasses import fields
 from typing import Literal
@@ -29,14 +35,33 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import src.datasets
 import src.models
 from src.datasets.datamodule import DataModule
 from src.launch.files import PRESETS, SETTINGS_KEYS, Loader, class_in, names_in
 from src.settings import Settings
+from src.utils.attributes import STDLIB
+from src.utils.plain import plain
 
-set_loader("yaml", lambda text: yaml.load(text, Loader))  # a SafeLoader, the one with which run.py reads
+PLATEAU = "ReduceLROnPlateau"  # torch and Lightning have one each: the short name is Lightning's, which has a monitor
+
+
+def load(text):
+    """What jsonargparse reads files and flags with: a SafeLoader, the one with which run.py reads."""
+    content = yaml.load(text, Loader)
+    scheduler = content.get("lr_scheduler") if isinstance(content, dict) else None
+    if scheduler == PLATEAU or (isinstance(scheduler, dict) and scheduler.get("class_path") == PLATEAU):
+        arguments = {} if scheduler == PLATEAU else scheduler
+        content["lr_scheduler"] = arguments | {"class_path": f"lightning.pytorch.cli.{PLATEAU}"}
+    return content
+
+
+set_loader("yaml", load)
+
+log = logging.getLogger(__name__)
+log_once = rank_zero_only(log.info)
 
 KNOWN = {
     "data": [],
@@ -46,13 +71,28 @@ KNOWN = {
     "logger": ["tensorboard", "csv", "mlflow", "wandb"],
     "callbacks": ["EarlyStopping", "EMAWeightAveraging", "LearningRateMonitor"],
 }
+
+
+def in_one_line(error):
+    """An exception with the line of code from which it comes."""
+    frames = traceback.extract_tb(error.__traceback__)
+    file, line = (error.filename, error.lineno) if isinstance(error, SyntaxError) else frames[-1][:2]
+    reason = shortened(" ".join(str(error).split()))
+    return f"{type(error).__name__}: {reason} ({os.path.basename(file or '?')}:{line})"
+
+
+def shortened(text, longest=80):
+    """The text with its long words cut: a sentence that repeats 5,000 letters cannot be read."""
+    return re.sub(rf"\S{{{longest + 1},}}", lambda word: f"{word[0][: longest // 2]}...{word[0][-10:]}", text)
+
+
 BROKEN = {}  # files in src/datasets and src/models that cannot be imported, with the reason
 for package, key in ((src.datasets, "data"), (src.models, "model")):  # so that the classes in them are known by name
     for info in pkgutil.iter_modules(package.__path__):
         try:
             module = importlib.import_module(f"{package.__name__}.{info.name}")
-        except Exception as error:  # an unfinished file must not stop a training that does not use it
-            BROKEN[f"{package.__name__}.{info.name}"] = f"{type(error).__name__}: {error}"
+        except (Exception, SystemExit) as error:  # an unfinished file must not stop a training that does not use it
+            BROKEN[f"{package.__name__}.{info.name}"] = in_one_line(error)
             continue
         for name, thing in vars(module).items():
             ours = inspect.isclass(thing) and thing.__module__ == module.__name__
@@ -132,7 +172,10 @@ def sources_of(argv):
         if flag == "--config":
             value = value or next(words, "")
             preset = PRESETS / f"{value}.yaml"
-            files.append(str(preset) if preset.is_file() else value)
+            files.append(str(preset) if os.path.isfile(preset) else value)
+        elif flag in ("--lr_scheduler", "--lr_scheduler.class_path"):
+            value = value or next(words, "")
+            flags.append(f"{flag}={f'lightning.pytorch.cli.{PLATEAU}' if value == PLATEAU else value}")
         elif flag in ("--data", "--model"):
             classes.append(f"{flag}={value or next(words, '')}")
         elif flag == "--callbacks" and not value.startswith(("[", "{")):  # the name of a class: one more callback
@@ -170,6 +213,8 @@ def merge(argv) -> str:
     Raises:
         ValueError: with one sentence that says what is wrong
     """
+    for file, reason in BROKEN.items() if rank_zero_only.rank == 0 else ():
+        print(f"warning: {file} cannot be imported, its classes are not known: {reason}", file=sys.stderr)
     files, flags = sources_of(argv)
     pairs = [(path, content) for path in files if (content := content_of(path)) is not None]  # not the empty ones
     contents = [content for _, content in pairs]
@@ -232,27 +277,86 @@ def merge(argv) -> str:
         check_optimization(classes["model"], given, contents)
         config.optimizer, config.lr_scheduler = None, None
     settings_of(config)  # checks what goes beyond types
+    absolute_paths(config)
     config.pop("config", None)
     return dump(config)
+
+
+def absolute_paths(config):
+    """Make paths absolute, in place: those of the data and the model, init_from, run and ckpt.
+
+    In the arguments of the data and the model a path is what has the type Path, each data_dir, and a text whose name is
+    path, root or stage or ends with _dir, _path, _file or _root, if it begins with ~ or ./ or ../ or if there is such a
+    file or folder here. Any other text stays as it is: it may be the name of something on the internet.
+    """
+    for name in ("data_dir", "init_from", "run"):
+        if config[name]:
+            config[name] = absolute(config[name])
+    if config.ckpt not in ("last", "best"):
+        config.ckpt = absolute(config.ckpt)
+    for part in (config.data, config.model):
+        if part.get("init_args") is not None:
+            part.init_args = with_absolute_paths(part.init_args)
+
+
+def with_absolute_paths(value, name=""):
+    """The value of an argument of this name, and of all arguments in it."""
+    if isinstance(value, (dict, Namespace)):
+        for key, part in value.items(**({"branches": True} if isinstance(value, Namespace) else {})):
+            if "." not in str(key):
+                value[key] = with_absolute_paths(part, str(key))
+        return value
+    if isinstance(value, (list, tuple)):
+        return type(value)(with_absolute_paths(part, name) for part in value)
+    if isinstance(value, pathlib.PurePath):
+        return type(value)(absolute(value))
+    if isinstance(value, str) and value and (name == "data_dir" or (PATH_NAMES.search(name) and is_path(value))):
+        return absolute(value)
+    return value
+
+
+PATH_NAMES = re.compile(r"^(path|root|stage)$|_(dir|path|file|root)$")
+
+
+def is_path(text):
+    return text.startswith(("~", "./", "../")) or ("://" not in text and os.path.exists(text))
+
+
+def absolute(path):
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def why_unknown(names):
     """A reason for which a class with one of these names is not taken, if it is one that its file gives."""
     for name in names:
-        if broken := [file for file in BROKEN if file == name.rpartition(".")[0]]:
-            return f"{name} cannot be used, because {broken[0]} cannot be imported: {BROKEN[broken[0]]}"
+        package, _, last = name.rpartition(".")
+        for file, reason in BROKEN.items():
+            in_file = not package and re.search(rf"^class {re.escape(last)}\b", source(file), re.MULTILINE)
+            if file == package or in_file:
+                return f"{shortened(name)} cannot be used, because {file} cannot be imported: {reason}"
         try:
-            bases = imported(name).__mro__ if name.rpartition(".")[0] else []
-        except (ImportError, AttributeError) as error:
+            bases = imported(name).__mro__ if package else []
+        except (Exception, SystemExit) as error:  # whatever happens in the user's file
             bases = []
             if getattr(error, "name", None) == "pytorch_lightning":
                 return f"{name} imports pytorch_lightning, which is not installed: import lightning.pytorch instead"
+            absent = isinstance(error, ModuleNotFoundError) and package.startswith(error.name or "?")
+            if not absent and not isinstance(error, AttributeError):  # then the parser says that there is no such class
+                return f"{name} cannot be used, because {package} cannot be imported: {in_one_line(error)}"
         if any(base.__module__.startswith("pytorch_lightning") for base in bases):
             return (
                 f"{name} derives from the package pytorch_lightning, and this program uses lightning: the two are not "
                 "compatible. Import lightning.pytorch instead"
             )
     return None
+
+
+def source(module):
+    """The text of a module's file; nothing if it cannot be read."""
+    try:
+        return pathlib.Path(importlib.util.find_spec(module).origin).read_text(errors="replace")
+    except (OSError, ImportError, AttributeError, TypeError):
+        return ""
 
 
 def arguments_in(section):
@@ -267,7 +371,7 @@ def find_class(name, base):
     if package:
         try:
             return getattr(importlib.import_module(package), last, None)
-        except ImportError:
+        except (Exception, SystemExit):  # whatever happens in the user's file
             return None
     kinds = [base]
     for kind in kinds:
@@ -308,7 +412,17 @@ def check_trainer(more):
         if name not in inspect.signature(L.Trainer.__init__).parameters:
             near = difflib.get_close_matches(name, inspect.signature(L.Trainer.__init__).parameters)
             hint = f": did you mean --trainer.{near[0]}?" if near else ""
-            raise ValueError(f"Lightning's Trainer has no argument {name}{hint}")
+            raise ValueError(f"Lightning's Trainer has no argument {shortened(str(name))}{hint}")
+        try:
+            trainer_parser().parse_object({name: more[name]})
+        except ArgumentError as error:
+            raise ValueError(one_sentence(error).replace("--", "--trainer.", 1)) from error
+
+
+def trainer_parser():
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(L.Trainer, None, fail_untyped=False)
+    return parser
 
 
 def check_optimization(cls, given, contents):
@@ -355,6 +469,11 @@ def instantiate(config, processes=1):
 
     Args:
         processes: how many train together
+    Returns:
+        a Namespace, with filled_in: the arguments of the model that the data have given, a dictionary, and with
+        model_arguments: all of them, as a checkpoint can hold them
+    Raises:
+        ValueError, SystemExit: with one sentence
     """
     config = config.clone()
     if (
@@ -364,26 +483,136 @@ def instantiate(config, processes=1):
         and config.optimizer.get("init_args.fused")
     ):
         config.optimizer.init_args.fused = False  # in mixed precision Lightning cannot clip for a fused optimizer
-    first = ArgumentParser(exit_on_error=False)
-    first.add_subclass_arguments(L.LightningDataModule, "data", fail_untyped=False)
-    data = first.instantiate(Namespace(data=config.data)).data
+    data = make("data", config.data, L.LightningDataModule)
+    factor = 1.0
     if config.scale_lr:
-        config.optimizer.init_args.lr *= global_batch(data, config.batch_size, processes) / config.scale_lr
-    fill_in(config, data)
-    config.data = None
-    parts = make_parser(links=False).instantiate(config)
-    parts.data = data
+        factor = global_batch(data, config, processes) / config.scale_lr
+        scale_schedule(config, factor)
+    filled_in = fill_in(config, data)
+    model = make("model", config.model, L.LightningModule)
+    written = yaml.load(dump(config), Loader)["model"].get("init_args") or {}
+    is_logger = isinstance(config.logger, Namespace)
+    logger = make("logger", config.logger, Logger) if is_logger else config.logger
+    config.data = config.model = config.logger = None
+    with its_own_errors("--callbacks, --optimizer, --lr_scheduler"):
+        parts = make_parser(links=False).instantiate(config)
+    parts.data, parts.model, parts.logger = data, model, logger
+    parts.filled_in, parts.model_arguments = filled_in, plain(written | filled_in)
+    if factor != 1:
+        parts.optimizer = scaled(parts.optimizer, factor)
     return parts
 
 
-def global_batch(data, batch_size, processes):
-    """How many samples one step of all processes takes."""
-    return batch_size if isinstance(data, DataModule) else batch_size * processes
+def make_model(text, filled_in):
+    """The model of a configuration that merge() made. Nothing else of it is looked at: data, optimizer, logger, ...
+
+    Args:
+        filled_in: the arguments that the data have given when it was trained
+    Raises:
+        ValueError: with one sentence
+    """
+    section = yaml.load(text, Loader)["model"]
+    section["init_args"] = (section.get("init_args") or {}) | filled_in
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(L.LightningModule, "model", fail_untyped=False, required=True)
+    try:
+        config = parser.parse_object({"model": section})
+    except ArgumentError as error:
+        raise ValueError(one_sentence(error)) from error
+    return make("model", config.model, L.LightningModule)
+
+
+def make(key, config, base):
+    """The object of a class that the configuration names."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(base, key, fail_untyped=False, required=True)
+    with its_own_errors(f"--{key} {config.class_path.rpartition('.')[2]}"):
+        return parser.instantiate(Namespace({key: config}))[key]
+
+
+@contextlib.contextmanager
+def its_own_errors(name):
+    """What happens inside a class that the user has named.
+
+    If only installed packages take part, as when an optimizer refuses a number, their message is the sentence. If code
+    of the user's does, its traceback is shown, and one line that says which class it is. A SystemExit passes.
+
+    Raises:
+        ValueError, SystemExit: in place of any other exception
+    """
+    try:
+        yield
+    except Exception as error:
+        while error.__cause__ and "jsonargparse" in files_of(error)[-1]:  # it wraps what it does not understand
+            error = error.__cause__
+        if not any(is_users_file(file) for file in files_of(error)):
+            kind = "" if isinstance(error, (ValueError, ImportError)) else f"{type(error).__name__}: "
+            raise ValueError(shortened(f"{name}: {kind}{' '.join(str(error).split())}")) from error
+        traceback.print_exception(error)
+        sys.exit(f"{name}: the error above comes from its code")
+
+
+def files_of(error):
+    """The files of the code through which an exception has come."""
+    return [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+
+
+def is_users_file(file):
+    """Whether code in this file may be the user's: it is not installed, and not what only calls the user's."""
+    installed = "-packages" in file or file.startswith((STDLIB, "<"))
+    return not installed and not file.endswith(("src/config.py", "src/train.py", "src/models/parameter_groups.py"))
+
+
+def scale_schedule(config, factor):
+    """Multiply the learning rates in the arguments of the schedule, in place, and log what --scale_lr scales."""
+    names = ["the learning rates of the optimizer's groups"]
+    schedule = config.lr_scheduler or {}
+    arguments = schedule.get("init_args") or {}
+    for name in list(arguments.keys() if isinstance(arguments, dict) else vars(arguments)):
+        value = arguments[name]
+        if name == "lr" or name.endswith("_lr") or name == "eta_min":
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                arguments[name] = value * factor
+            elif isinstance(value, (list, tuple)):
+                arguments[name] = [part * factor for part in value]
+            names += [f"--lr_scheduler.{name}"] if arguments[name] != value else []
+    log_once(f"--scale_lr {config.scale_lr} multiplies by {factor:g}: {', '.join(names)}")
+
+
+def scaled(optimizer, factor):
+    """The optimizer of the configuration with all learning rates multiplied, also those that groups have of their own.
+
+    Args:
+        optimizer: a function of parameters or groups that returns a torch optimizer
+    """
+
+    def make_scaled(parameters):
+        made = optimizer(parameters)
+        if "lr" not in made.defaults:
+            sys.exit(f"--scale_lr cannot be used with {type(made).__name__}: it has no argument lr")
+        for settings in (made.defaults, *made.param_groups):
+            settings["lr"] = settings["lr"] * factor
+        return made
+
+    return make_scaled
+
+
+def global_batch(data, config, processes):
+    """How many samples one step of all processes takes.
+
+    Raises:
+        ValueError: the class of the data does not say it
+    """
+    if "batch_size" not in (config.data.get("init_args") or {}):
+        raise ValueError(f"--scale_lr needs the batch size, and {type(data).__name__} has no argument batch_size")
+    return config.batch_size if isinstance(data, DataModule) else config.batch_size * processes
 
 
 def fill_in(config, data):
     """Set the arguments of the model that depend on the data and that the user has not set.
 
+    Returns:
+        them, {name: value}
     Raises:
         SystemExit: with one sentence, if the data do not say it either
     """
@@ -391,6 +620,7 @@ def fill_in(config, data):
     if config.model.get("init_args") is None:
         config.model.init_args = Namespace()
     arguments = config.model.init_args
+    filled_in = {}
     for name, attribute in (("shape", "shape"), ("num_classes", "classes")):
         if arguments.get(name) is not None or not (name in arguments or needed(cls, name)):
             continue
@@ -400,11 +630,32 @@ def fill_in(config, data):
                 f"--model.{name} is missing: {cls.__name__} needs it, and {type(data).__name__} has no {attribute}"
             )
         arguments[name] = len(value) if value is not None and name == "num_classes" else value
+        filled_in[name] = plain(arguments[name])
+    return filled_in
+
+
+KINDS = {
+    "<class 'int'>": "a whole number",
+    "<class 'float'>": "a number",
+    "<class 'bool'>": "true or false",
+    "<class 'str'>": "a text",
+    "<class 'list'>": "a list, such as [1, 2]",
+    "<class 'dict'>": "a dictionary, such as {name: value}",
+    "PositiveInt": "a whole number above 0",
+    "NonNegativeInt": "a whole number, 0 or more",
+    "PositiveFloat": "a number above 0",
+}
+
+
+GIVEN = r"(?:Given value: |Got value: |base 10: |Not of type \w+: (?!invalid))"  # after these stands what was given
 
 
 def one_sentence(error):
     """jsonargparse tells all that it tried. This is the part that helps."""
-    text = " ".join(str(error).split())
+    return shortened(plain_sentence(" ".join(str(error).split())))
+
+
+def plain_sentence(text):
     key, reason = re.fullmatch(r'(?:Parser key "(.*?)": )?(.*)', text).groups()
     unknown = re.search(r"class_path '(?P<path>\S+)': Option '(?P<option>\S+)' is not accepted", reason)
     callable_class = r"Option '(?P<option>\S+)' is not accepted\. Got value: Namespace\(class_path='(?P<path>[^']+)'"
@@ -418,12 +669,27 @@ def one_sentence(error):
     if unknown and "float" not in reason:
         near = difflib.get_close_matches(unknown[1], KNOWN.get(key, []), cutoff=0.3) or KNOWN.get(key, [])
         known = f": {', '.join(near)}, or a path such as src.models.mine.Mine" if near else ""
-        broken = "".join(f". {file} cannot be imported: {why}" for file, why in BROKEN.items())
-        return f"--{key} {unknown[1]}: there is no class of this name. It takes the name of a class{known}{broken}"
+        return f"--{key} {unknown[1]}: there is no class of this name. It takes the name of a class{known}"
     if unknown := re.search(r"unrecognized arguments: (--\S+)", reason):
         flags = [action.option_strings[0] for action in make_parser()._actions if action.option_strings]
         near = difflib.get_close_matches(unknown[1].split("=")[0], flags)
         return f"there is no flag {unknown[1]}{': did you mean ' + ' or '.join(near) + '?' if near else ''}"
+    if missing := re.search(r"the following arguments are required: ([\w., ]+?)(?: - |$)", reason):
+        first, path = missing[1].split(",")[0].strip(), re.findall(r"class_path[ =]'([\w.]+)'", reason)
+        needs = f": {path[-1].rpartition('.')[2]} needs it" if path else ""
+        return f"--{key}.{first} is missing{needs}" if key else f"--{first} is missing{needs}"
+    flag = ".".join([key or "", *re.findall(r'Parser key "([^"]+)": ', reason)])
+    inner = reason.rpartition('Parser key "')[2] if flag != key else reason
+    kinds = re.findall(r"Expected a (<class '\w+'>|typing\.Literal\[.*?\])|Not of type (\w+):", inner)
+    kinds = [first or second for first, second in kinds if first != "<class 'NoneType'>"]
+    value = re.search(rf"{GIVEN}'?(.*?)'?(?:\. Got value: | - Expected a | does not |$)", inner)
+    if flag and kinds and all(kind in KINDS or kind.startswith("typing.Literal") for kind in kinds):
+        words = [KINDS.get(kind) or "one of " + ", ".join(re.findall(r"'([^']*)'", kind)) for kind in kinds]
+        given = f" {value[1]}" if value and "Namespace(" not in value[1] and "NestedArg(" not in value[1] else ""
+        return f"--{flag}{given} is not {' or '.join(dict.fromkeys(words))}"
     if "Errors: - " in reason:
         reason = reason.rsplit("Errors: - ", 1)[1].split(" - Expected a ")[0].split(" Given value type")[0]
-    return f"--{key}: {reason}" if key else reason
+    reason = re.sub(r"^Type typing\..*? expects a function or a callable class: ", "", reason)
+    reason = re.sub(r"\. Got value: Namespace\(.*", "", reason)
+    reason = re.sub(r'^(?:.*?: )?Parser key "[^"]+": ', "", reason)
+    return f"--{flag}: {reason}" if key else reason

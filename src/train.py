@@ -12,9 +12,14 @@ import errno
 import fcntl
 import gc
 import logging
+import math
 import os
+import re
+import shutil
+import signal
 import socket
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -42,6 +47,7 @@ from lightning.pytorch.loggers.logger import DummyLogger  # noqa: E402
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment  # noqa: E402
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler  # noqa: E402
 from lightning.pytorch.strategies import ModelParallelStrategy  # noqa: E402
+from lightning.pytorch.utilities.exceptions import MisconfigurationException  # noqa: E402
 from lightning.pytorch.utilities.model_helpers import is_overridden  # noqa: E402
 from lightning.pytorch.utilities.model_summary import ModelSummary  # noqa: E402
 from lightning.pytorch.utilities.rank_zero import rank_zero_only  # noqa: E402
@@ -52,24 +58,26 @@ from src.callbacks.checkpoints import (  # noqa: E402
     Checkpoints,
     FinalWeights,
     find,
-    load_weights,
     newest,
 )
 from src.callbacks.epoch_line import EpochLine  # noqa: E402
 from src.callbacks.exact_resume import ExactResume, next_logged_step, refused  # noqa: E402
+from src.callbacks.filled_in import FilledIn  # noqa: E402
 from src.callbacks.finite_loss import FiniteLoss  # noqa: E402
+from src.callbacks.first_look import FirstLook, too_short, unknown_metric, watching  # noqa: E402
 from src.callbacks.stop_when_asked import StopWhenAsked  # noqa: E402
 from src.callbacks.time_limit import TimeLimit  # noqa: E402
-from src.config import instantiate, merge, read, settings_of  # noqa: E402
+from src.config import instantiate, its_own_errors, merge, read, settings_of, shortened  # noqa: E402
 from src.datasets.datamodule import DataModule  # noqa: E402
 from src.datasets.loaders import share_loaders  # noqa: E402
 from src.models.frozen import FrozenOrNot  # noqa: E402
 from src.models.sharding import attach_sharding  # noqa: E402
 from src.settings import indivisible, period, seconds  # noqa: E402
-from src.utils.loggers import make_logger, shown_hparams  # noqa: E402
+from src.utils.loggers import check_logger, make_logger, shown_hparams  # noqa: E402
 from src.utils.logs import setup_logging  # noqa: E402
 from src.utils.predictions import Predictions  # noqa: E402
 from src.utils.seeds import weights_checksum  # noqa: E402
+from src.utils.weights import load_into, read_weights  # noqa: E402
 
 gc.enable()
 
@@ -86,9 +94,11 @@ NOT_FOR_THE_READER = [
 ]
 
 
-def prepare(command, argv) -> str:
+def prepare(command, argv, run_folder=None) -> str:
     """What can be done and checked before a job starts: the configuration, network and optimizer, the data on disk.
 
+    Args:
+        run_folder: of the run that is resumed, if any
     Returns:
         the merged configuration, the YAML text that train() takes
     Raises:
@@ -96,27 +106,55 @@ def prepare(command, argv) -> str:
     """
     text = merge(argv)
     config = read(text)
+    checkpoint = newest(run_folder) if command == "fit" and run_folder else None
     if command != "fit":
-        find(config.run or "", config.ckpt)
+        check_run(command, config)
     job = config.job or {}  # a preset, given to this program, names few of the job's values
     processes = job.get("nodes", 1) * job.get("tasks_per_node", 1)
     parts = instantiate(config, processes)
     check(parts, config, processes)
-    parts.data.prepare_data()
+    check_trainer_values(config.trainer)
+    if checkpoint:
+        check_schedule(checkpoint, config)
+    elif command == "fit" and config.init_from:
+        init_weights(parts.model, config.init_from)
+    with its_own_errors(f"--data {type(parts.data).__name__}"):
+        parts.data.prepare_data()
     return text
+
+
+def check_run(command, config):
+    """validate, test and predict need to know whose weights.
+
+    Raises:
+        ValueError: with one sentence
+    """
+    if config.run is None and config.ckpt in ("last", "best"):
+        raise ValueError(f"--run is missing: {command} needs the folder of a run, or a checkpoint with --ckpt")
+    try:
+        find(config.run or "", config.ckpt)
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # a name that is too long, a loop of links
+        raise ValueError(f"{error.strerror}: {shortened(str(error.filename))}") from error
 
 
 def check(parts, settings, processes):
     """Find errors that would otherwise occur after the start.
 
     Raises:
-        ValueError: with one sentence
+        ValueError, SystemExit: with one sentence
     """
     model = parts.model
     name = type(model).__name__
+    if settings.seed > 2**32 - 1:
+        raise ValueError(f"--seed {shortened(str(settings.seed))} is too large: the largest is {2**32 - 1}")
+    if settings.gradient_clip and not math.isfinite(settings.gradient_clip):
+        raise ValueError(f"--gradient_clip {settings.gradient_clip} is not a finite number: omit it to clip nothing")
+    check_logger(parts.logger)
     own = is_overridden("configure_optimizers", model)
     if not own and any(True for _ in model.parameters()):  # else they are made in setup() or configure_model()
-        make_optimizer(model, parts.optimizer)
+        check_optimizer(parts, settings)
     if not model.automatic_optimization:
         for flag in ("accumulate", "gradient_clip"):
             if settings[flag] not in (None, 1):
@@ -128,6 +166,110 @@ def check(parts, settings, processes):
     for callback in parts.callbacks:
         if isinstance(callback, WeightAveraging) and settings.strategy == "fsdp":
             raise ValueError(f"{type(callback).__name__} does not work with --strategy fsdp")
+    on_cpu = settings.accelerator == "cpu" or (settings.accelerator == "auto" and not torch.cuda.is_available())
+    if settings.sync_batchnorm and processes > 1 and on_cpu:
+        raise ValueError("--sync_batchnorm needs GPUs, and these processes are on CPUs: omit it")
+    if reports := getattr(model, "reports", None):  # else the first validation shows it
+        if settings.monitor and settings.keep == "best":
+            in_validation = [metric for metric in reports if metric.startswith("val")]
+            if reason := unknown_metric("--monitor", settings.monitor, in_validation):
+                raise ValueError(reason)
+        for who, metric in watching(parts.callbacks):
+            if reason := unknown_metric(who, metric, reports):
+                raise ValueError(reason)
+
+
+def check_optimizer(parts, settings):
+    """Make the optimizer and the schedule, as the training will, and look at their numbers.
+
+    Raises:
+        ValueError, SystemExit: with one sentence
+    """
+    with its_own_errors(f"--optimizer {class_name(settings.optimizer)}"):
+        made = make_optimizer(parts.model, parts.optimizer)
+    for group in made.param_groups:
+        check_numbers("optimizer", {name: value for name, value in group.items() if name != "params"})
+    if parts.lr_scheduler is None:
+        return
+    check_numbers("lr_scheduler", (settings.lr_scheduler.get("init_args") or {}))
+    name = class_name(settings.lr_scheduler)
+    with its_own_errors(f"--lr_scheduler {name}"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scheduler = parts.lr_scheduler(made)
+        if type(scheduler).__module__.startswith("torch."):
+            is_plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+            scheduler.step(*([0.0] if is_plateau else []))  # a division by zero comes here
+    if reason := too_short(scheduler, settings.max_epochs if settings.lr_interval == "epoch" else 0, "epochs"):
+        raise ValueError(reason)
+    schedule_of(scheduler, settings)
+    monitor, reports = getattr(scheduler, "monitor", None), getattr(parts.model, "reports", None)
+    if monitor and reports and (reason := unknown_metric(name, monitor, reports)):
+        raise ValueError(reason)
+
+
+def class_name(part):
+    """The short name of the class in a part of the configuration."""
+    return part.class_path.rpartition(".")[2]
+
+
+def check_numbers(key, settings):
+    """Refuse numbers with which nothing can be trained.
+
+    Raises:
+        ValueError: with one sentence
+    """
+    for name, value in (settings if isinstance(settings, dict) else vars(settings)).items():
+        for number in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"--{key}.{name} {number} is not a finite number")
+            is_rate = name in ("lr", "eta_min") or name.endswith("_lr")
+            if is_rate and isinstance(number, (int, float)) and number < 0:
+                raise ValueError(f"--{key}.{name} {number} is negative: a learning rate is 0 or more")
+
+
+def check_trainer_values(more):
+    """Refuse values that Lightning's Trainer refuses.
+
+    Raises:
+        ValueError: with one sentence
+    """
+    if not more:
+        return
+    lightning = logging.getLogger("lightning.pytorch")
+    level = lightning.level
+    lightning.setLevel(logging.ERROR)  # it would tell which GPUs there are
+    try:
+        quiet = {
+            "plugins": [LightningEnvironment()],
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        }
+        L.Trainer(accelerator="cpu", devices=1, logger=DummyLogger(), max_epochs=1, **quiet, **more)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise ValueError(f"--trainer: {' '.join(str(error).split())}") from error
+    finally:
+        lightning.setLevel(level)
+
+
+def check_schedule(checkpoint, config):
+    """Refuse to resume a run whose schedule ends before the training would.
+
+    Raises:
+        ValueError: with one sentence
+    """
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    epochs = saved["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"]
+    if not epochs or config.max_time or saved.get("exact_resume", {}).get("in_epoch", True):
+        return
+    for state in saved["lr_schedulers"]:
+        steps = saved["global_step"] // epochs * config.max_epochs
+        needed = config.max_epochs if config.lr_interval == "epoch" else min(steps, config.max_steps or steps)
+        if 0 < state.get("total_steps", needed) < needed:
+            raise ValueError(
+                f"the schedule of this run ends after {state['total_steps']} {config.lr_interval}s, and the training "
+                f"would take {needed}: begin a new run with --lr_scheduler.total_steps {needed}"
+            )
 
 
 def train(command, config_text, run_folder, callbacks=(), test=True):
@@ -164,7 +306,7 @@ def train(command, config_text, run_folder, callbacks=(), test=True):
         share_loaders(source, settings.seed, shuffle=not settings.overfit_batches)
     if hasattr(model, "normalisation"):  # pretrained weights know images that were normalised in their own way
         data.mean, data.std = model.normalisation
-    attach_optimizer(model, parts.optimizer, parts.lr_scheduler, config.lr_interval)
+    attach_optimizer(model, parts.optimizer, parts.lr_scheduler, settings, config.lr_interval)
     if settings.strategy == "fsdp" and int(os.environ["WORLD_SIZE"]) > 1:
         attach_sharding(model, settings.sync_batchnorm)
 
@@ -177,7 +319,7 @@ def train(command, config_text, run_folder, callbacks=(), test=True):
     if isinstance(logger, TensorBoardLogger) and settings.strategy != "fsdp" and hasattr(model, "tensorboard_pages"):
         pages = model.tensorboard_pages(data)
     callbacks = [*parts.callbacks, *callbacks, *([Predictions(run_folder)] if command == "predict" else [])]
-    trainer = make_trainer(settings, run_folder, logger, pages, callbacks, config.trainer, model)
+    trainer = make_trainer(settings, run_folder, logger, pages, callbacks, config.trainer, parts)
     if command == "fit":
         fit(trainer, model, data, checkpoint, settings, run_folder, test)
     else:
@@ -204,11 +346,11 @@ def fit(trainer, model, data, checkpoint, settings, run_folder, test):
     except OSError as error:  # not from the checkpoints, but from TensorBoard's files and the like
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
-        sys.exit(f"{run_folder} could not be written to ({error.strerror}). {again}")
-    except RuntimeError as error:
-        if "find_unused_parameters" not in str(error):
-            raise
-        sys.exit("a step did not use all weights, which DDP requires: set --strategy ddp_find_unused_parameters_true")
+        sys.exit(full(error, run_folder) or f"{run_folder} could not be written to ({error.strerror}). {again}")
+    except (RuntimeError, ValueError, MisconfigurationException) as error:
+        if sentence := known_mistake(error):
+            sys.exit(sentence)
+        raise
     if trainer.strategy.checkpoint_io.failed:
         sys.exit(f"the end of the training could not be written to {run_folder}. {again}")
     metrics = {}
@@ -221,6 +363,39 @@ def fit(trainer, model, data, checkpoint, settings, run_folder, test):
     seconds_per_epoch = timer.time_elapsed("train") / max(1, trainer.current_epoch)
     log_once("    ".join([*in_words(metrics), f"seconds per epoch: {seconds_per_epoch:.2f}"]))
     log.info(f"the weights are {weights_checksum(model)}")  # from every process: they have to be the same in all
+
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def full(error, run_folder):
+    """A sentence if it is the node's shared memory that is full, and not the disk."""
+    named = str(error.filename or "").startswith(f"{SHARED_MEMORY}/")
+    if not named and (error.filename or not SHARED_MEMORY.is_dir()):
+        return None
+    free, on_disk = (shutil.disk_usage(path).free for path in (SHARED_MEMORY, run_folder))
+    if not named and (free > 2**24 or on_disk < 2**24):
+        return None
+    return (
+        f"{SHARED_MEMORY} of {socket.gethostname()} is full ({free / 2**20:.0f} MB are free): data workers hand over "
+        "their batches there. Remove what lies in it, or set --num_workers 0"
+    )
+
+
+def known_mistake(error):
+    """A sentence for an exception of torch's or Lightning's that stands for a mistake in the configuration, or None."""
+    text = " ".join(str(error).split())
+    if "find_unused_parameters" in text:
+        return "a step did not use all weights, which DDP requires: set --strategy ddp_find_unused_parameters_true"
+    if re.match(r"(Early stopping|ReduceLROnPlateau) conditioned on metric|`ModelCheckpoint\(monitor=", text):
+        return text.split(" Condition can be set")[0]
+    if re.match("Tried to step [0-9]+ times", text):
+        return f"{text}: set --lr_scheduler.total_steps to the number of all steps"
+    if re.match("unable to (write to file|allocate shared memory|mmap .* bytes from file) ?.*/torch_", text):
+        return f"{SHARED_MEMORY} of {socket.gethostname()} is full: set --num_workers 0, or remove what lies in it"
+    if "out of shared memory" in text or "Unexpected bus error encountered in worker" in text:
+        return f"{SHARED_MEMORY} of {socket.gethostname()} is full: set --num_workers 0, or remove what lies in it"
+    return None
 
 
 def evaluate(command, trainer, model, data, checkpoint, run_folder):
@@ -252,7 +427,8 @@ def in_words(metrics):
     return [f"{name.replace('/', ' ')}: {value:.4f}" for name, value in metrics.items()]
 
 
-def make_trainer(settings, run_folder, logger, pages, callbacks, more, model):
+def make_trainer(settings, run_folder, logger, pages, callbacks, more, parts):
+    model = parts.model
     world_size, local_size = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
     # Lightning has torch ask NVIDIA's library for GPUs. Where there is none, every optimizer step searches for it.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
@@ -266,7 +442,8 @@ def make_trainer(settings, run_folder, logger, pages, callbacks, more, model):
     # The pages come before the checkpoints: what they draw at the end is written when the last checkpoint is.
     # FiniteLoss comes before ExactResume, in which the processes meet: if one stops there, none writes a checkpoint.
     exact_resume = ExactResume(settings.seed)
-    own = [Agreement(), FiniteLoss(run_folder), exact_resume, *pages]
+    filled_in = FilledIn(parts.filled_in, parts.model_arguments)
+    own = [Agreement(), FirstLook(settings.max_time), FiniteLoss(run_folder), exact_resume, filled_in, *pages]
     if not getattr(model, "writes_epoch_line", False):
         own.append(EpochLine())
     if not settings.fast_dev_run:
@@ -341,7 +518,7 @@ def make_optimizer(model, optimizer):
     return model.make_optimizer(optimizer) if hasattr(model, "make_optimizer") else optimizer(model.parameters())
 
 
-def attach_optimizer(model, optimizer, scheduler, interval):
+def attach_optimizer(model, optimizer, scheduler, settings, interval):
     """Give the model the optimizer and scheduler of the configuration, unless it makes its own."""
     if is_overridden("configure_optimizers", model):
         return
@@ -351,23 +528,54 @@ def attach_optimizer(model, optimizer, scheduler, interval):
         if scheduler is None:
             return made
         lr_scheduler = scheduler(made)
-        monitor = {}
-        if isinstance(lr_scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):  # Lightning's knows what it looks at
-            monitor = {"monitor": getattr(lr_scheduler, "monitor", "val/loss")}
-        return {"optimizer": made, "lr_scheduler": {"scheduler": lr_scheduler, "interval": interval, **monitor}}
+        return {
+            "optimizer": made,
+            "lr_scheduler": {
+                "scheduler": lr_scheduler,
+                "interval": interval,
+                **schedule_of(lr_scheduler, settings, interval),
+            },
+        }
 
     model.configure_optimizers = configure_optimizers
 
 
+def schedule_of(scheduler, settings, interval=None):
+    """What ReduceLROnPlateau looks at, and how often: a metric of the validation is new after a validation only.
+
+    Returns:
+        what Lightning takes: {"monitor": ..., "frequency": ...}; nothing for the other schedules
+    Raises:
+        ValueError: with one sentence
+    """
+    if not isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        return {}
+    interval = interval or settings.lr_interval
+    monitor = getattr(scheduler, "monitor", "val/loss")  # Lightning's knows what it looks at
+    if "val" not in monitor:
+        return {"monitor": monitor}
+    every, unit = period(settings.validate_every, "--validate_every")
+    if interval == "step" and unit == "epochs":
+        raise ValueError(
+            f"--lr_interval step: {monitor} is new after each {every} epochs only, and ReduceLROnPlateau would count "
+            "the same value in each step: omit --lr_interval"
+        )
+    return {"monitor": monitor, "frequency": every if unit == f"{interval}s" else 1}
+
+
 def init_weights(model, source):
     """Begin with the weights of a run, of a checkpoint, or of a file that torch.save(model.state_dict()) wrote."""
-    path = Path(source)
     try:
-        path = find(path) if path.is_dir() else find("", path)
-        load_weights(model, path)
-    except (FileNotFoundError, RuntimeError) as error:  # another network
-        sys.exit(f"--init_from {source}: {' '.join(str(error).split())[:300]}")
+        path = Path(source)
+        path = find(path) if path.is_dir() else path
+        load_into(model, read_weights(path))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        sys.exit(f"--init_from {shortened(str(source))}: {reason}")
     log_once(f"beginning with the weights of {path}")
+
+
+PATIENCE = 120  # seconds that an attempt of a job waits for the one before it to end
 
 
 def take(run_folder, config_text):
@@ -378,24 +586,84 @@ def take(run_folder, config_text):
     """
     if int(os.environ["RANK"]) != 0:
         return None
-    run_folder.mkdir(parents=True, exist_ok=True)
-    file = open(run_folder / ".taken", "a+")  # noqa: SIM115 (it stays open)
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: data workers would inherit that, and keep it
-    except (BlockingIOError, PermissionError):  # which of them depends on the system
-        file.seek(0)
-        sys.exit(f"the run folder {run_folder} is in use by {file.read().strip()}: wait for it, or stop it")
-    except OSError:  # a file system without locks
-        log.warning(f"{run_folder} cannot be locked: make sure that no other job writes there")
+        run_folder.mkdir(parents=True, exist_ok=True)
+        file = open(run_folder / ".taken", "a+")  # noqa: SIM115 (it stays open)
+    except OSError as error:
+        sys.exit(f"the run folder {shortened(str(run_folder))} cannot be written to: {error.strerror}")
+    lock(file, run_folder)
+    job, restart = os.environ.get("SLURM_JOB_ID", "-"), os.environ.get("SLURM_RESTART_COUNT", "0")
     file.truncate(0)
-    file.write(f"job {os.environ.get('SLURM_JOB_ID', '-')}, process {os.getpid()} on {socket.gethostname()}\n")
+    file.write(f"job {job}, process {os.getpid()} on {socket.gethostname()}, restart {restart}\n")
     file.flush()
-    path = run_folder / "config.yaml"
-    if not path.exists():
-        partial = path.with_suffix(".partial")
-        partial.write_text(config_text)
-        os.replace(partial, path)
+    note_config(run_folder, config_text)
     return file
+
+
+def lock(file, run_folder):
+    """Lock the file. If another process holds it, this one ends, or waits for it: see below.
+
+    Slurm may give up a node and start the job anew while the processes on that node still live. Then this attempt waits
+    for PATIENCE seconds, and after that has the job requeued.
+    """
+    deadline = time.monotonic() + PATIENCE
+    waited = False
+    while True:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: data workers would inherit that, and keep it
+        except (BlockingIOError, PermissionError):  # which of them depends on the system
+            file.seek(0)
+            holder = file.read().strip()
+            if not before_this_attempt(holder):
+                sys.exit(f"the run folder {run_folder} is in use by {holder}: wait for it, or stop it")
+            if time.monotonic() > deadline:
+                requeue(f"{run_folder} is still in use by {holder}, an earlier attempt of this job")
+            if not waited:
+                log.warning(f"{run_folder} is in use by {holder}, an earlier attempt: waiting up to {PATIENCE} seconds")
+            waited = True
+            time.sleep(min(1, PATIENCE / 10))
+        except OSError:  # a file system without locks
+            log.warning(f"{run_folder} cannot be locked: make sure that no other job writes there")
+            return
+        else:
+            if waited:
+                log.warning(f"{run_folder} is free now")
+            return
+
+
+def before_this_attempt(holder):
+    """Whether a note in a run's folder is that of an earlier attempt of this Slurm job."""
+    noted = re.fullmatch(r"job (\S+), process .*, restart (\d+)", holder)
+    this = os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    return bool(noted) and noted[1] == this[0] and int(noted[2]) < this[1]
+
+
+def requeue(reason):
+    """End this attempt and have the job requeued, as at the end of its time; without submitit it ends with an error."""
+    handler = signal.getsignal(signal.SIGUSR2)  # submitit's, if it has started this process
+    if callable(handler):
+        log.warning(f"{reason}: the job is requeued")
+        try:
+            handler(signal.SIGUSR2, None)
+        except Exception as error:  # submitit refuses: it was requeued too often
+            sys.exit(f"{reason}, and the job is not requeued: {error}")
+    sys.exit(f"{reason}: wait until that one has ended, and resume the run")
+
+
+def note_config(run_folder, config_text):
+    """Write config.yaml of a run. If the run had other values before, they stay in config-1.yaml, config-2.yaml, ..."""
+    path = run_folder / "config.yaml"
+    if path.exists():
+        if path.read_text() == config_text or read(config_text).run:  # an evaluation, into the folder of a training
+            return
+        number = 1
+        while (old := run_folder / f"config-{number}.yaml").exists():
+            number += 1
+        os.replace(path, old)
+        log.warning(f"the configuration has changed: the one before is in {old.name}")
+    partial = path.with_suffix(".partial")
+    partial.write_text(config_text)
+    os.replace(partial, path)
 
 
 def main():
@@ -408,15 +676,24 @@ def main():
     parser.add_argument("--print_config", action="store_true", help="only print the configuration")
     args, argv = parser.parse_known_args()
     try:
-        text = prepare(args.command, argv) if args.prepare else merge(argv)
-    except (ValueError, FileNotFoundError) as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
+        text = prepare(args.command, argv, args.run_folder) if args.prepare else merge(argv)
+        if args.command != "fit" and not args.print_config:
+            check_run(args.command, read(text))
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: error: {shortened(' '.join(str(error).split()))}\n")
     if args.prepare or args.print_config:
         print(text, end="")
         return
-    if args.run_folder is None:
+    if not args.run_folder:
         parser.error("--run_folder is missing: all processes have to know the same folder")
-    train(args.command, text, args.run_folder)
+    try:
+        folder = Path(args.run_folder).expanduser().resolve()
+        if folder.exists() and not folder.is_dir():
+            raise ValueError("there is a file of this name")
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, a loop of links, a zero byte
+        reason = getattr(error, "strerror", None) or error
+        parser.error(f"--run_folder {shortened(args.run_folder)!r}: {reason}")
+    train(args.command, text, folder)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A class receives the values that its user gave, and nothing that would be ignored is taken."""
 
+import os
 import sys
 
 import pytest
@@ -14,7 +15,7 @@ PROJECTS = REPOSITORY / "tests/projects"
 sys.path[:0] = [str(REPOSITORY), str(PROJECTS)]
 from src.config import instantiate, merge, read  # noqa: E402
 
-CLASSIC = {"data_dir": "./", "batch_size": 32, "seed": 42, "num_workers": 4}
+CLASSIC = {"data_dir": os.getcwd(), "batch_size": 32, "seed": 42, "num_workers": 4}
 
 
 def made(*flags, processes=1):
@@ -40,8 +41,8 @@ def config(tmp_path):
         ("", "", {}),
         ("", "--batch_size 8 --seed 3", {"batch_size": 8, "seed": 3}),
         ("", "--data.batch_size 8 --data.seed 3", {"batch_size": 8, "seed": 3}),
-        ("", "--data.init_args.data_dir there", {"data_dir": "there"}),
-        ("", "--data_dir there --num_workers 0", {"data_dir": "there", "num_workers": 0}),
+        ("", "--data.init_args.data_dir there", {"data_dir": os.path.abspath("there")}),
+        ("", "--data_dir there --num_workers 0", {"data_dir": os.path.abspath("there"), "num_workers": 0}),
         ("batch_size: 8", "", {"batch_size": 8}),
         ("batch_size: 8", "--batch_size 4", {"batch_size": 4}),
         ("batch_size: 8", "--data.batch_size 4", {"batch_size": 4}),
@@ -69,8 +70,9 @@ def test_the_later_file_wins(config):
 
 
 def test_defaults_of_data_that_are_no_settings():
-    assert made("--data arguments.Unusual --model arguments.Five").data.given == ("there", 0, -1)
-    assert made("--data arguments.Unusual --batch_size 3 --model arguments.Five").data.given == ("there", 3, -1)
+    there = os.path.abspath("there")
+    assert made("--data arguments.Unusual --model arguments.Five").data.given == (there, 0, -1)
+    assert made("--data arguments.Unusual --batch_size 3 --model arguments.Five").data.given == (there, 3, -1)
 
 
 def test_what_data_need_and_nobody_gave_comes_from_the_settings():
@@ -139,7 +141,8 @@ def test_hyperparameters_of_all_kinds_are_read_again(tmp_path):
     run = Training(tmp_path / "run", flags, path=PROJECTS).ends_well()
     checkpoint = torch.load(run.folder / "checkpoints/best.ckpt", weights_only=True)
     saved = checkpoint["hyper_parameters"]
-    assert saved == {"path": "x", "kind": "big", "sizes": {"dim": 4}, "array": [0, 1, 2], "scalar": 0.5}
+    path = os.path.abspath("x")
+    assert saved == {"path": path, "kind": "big", "sizes": {"dim": 4}, "array": [0, 1, 2], "scalar": 0.5}
     Training(tmp_path / "run", f"{flags} --max_epochs 2", path=PROJECTS).ends_well()
     evaluated = f"--config {run.folder}/config.yaml --run {run.folder}"
     Training(tmp_path / "validate", evaluated, "validate", path=PROJECTS).ends_well()

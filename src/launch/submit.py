@@ -52,20 +52,24 @@ def python_here(job):
     return python_command(job)
 
 
-def prepare(command, request):
+def prepare(command, request, folder=None):
     """Have src/train.py check what needs torch, and get the data: compute nodes often have no internet.
 
-    Returns the whole configuration as YAML.
+    Args:
+        folder: of the run that is resumed, if any
+    Returns:
+        the whole configuration as YAML
     """
     arguments = [command, *request.arguments, "--job", json.dumps(as_noted(request.job))]
     if request.job.cluster == "debug":  # the process that trains: torch is imported once
         from src.train import prepare
 
         try:
-            return prepare(command, arguments[1:])
+            return prepare(command, arguments[1:], folder)
         except (ValueError, FileNotFoundError) as error:
             sys.exit(str(error))
     train = [*python_here(request.job), str(ROOT / "src/train.py"), *arguments, "--prepare"]
+    train += [f"--run_folder={folder}"] if folder else []
     done = subprocess.run(train, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(done.returncode)
@@ -83,7 +87,7 @@ def submit(command, request, folder=None):
     """Start the run and say what to type next. folder: of the run that goes on; None: a new one."""
     job = request.job
     clean_environment()
-    config = prepare(command, request)
+    config = prepare(command, request, folder)
     Path(job.log_path).mkdir(parents=True, exist_ok=True)
     if job.cluster == "slurm":
         return submit_to_slurm(command, config, request, folder)

@@ -21,7 +21,7 @@ from torchmetrics.classification import (
 
 from src.callbacks.tensorboard import TensorBoardPages
 from src.datasets.images import ImageDataModule
-from src.models.networks import add_dropout, make_network, normalisation
+from src.models.networks import add_dropout, make_network, normalisation, without_weights
 from src.utils.mean import Mean
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,8 @@ class Classifier(L.LightningModule):
     """The network with all that training it needs: the loss, the optimizer, and what to do with a batch."""
 
     writes_epoch_line = True
+    reports = [f"val/{name}" for name in ("loss", "accuracy", "precision", "recall", "f1")]
+    reports += ["train/loss", "train/accuracy", "train/lr"]  # the metrics that --monitor and callbacks may look at
 
     def __init__(
         self,
@@ -75,6 +77,9 @@ class Classifier(L.LightningModule):
             compile: have torch.compile make one program of the network: takes a minute, then steps are faster
         """
         super().__init__()
+        for name, share in (("dropout", dropout), ("label_smoothing", label_smoothing)):
+            if not 0 <= share <= 1:
+                sys.exit(f"{name} {share} is not from 0 to 1")
         if pretrained:  # the weights know images in colour, normalised as they were when they were trained
             shape = [3, *shape[1:]]
         self.network = make_network(arch, stem, pretrained, shape, num_classes)
@@ -99,6 +104,12 @@ class Classifier(L.LightningModule):
         self.val_probabilities, self.val_labels = (CatMetric(nan_strategy="disable") for _ in range(2))
         self.test_loss = Mean()
         self.test_metrics = evaluation_metrics("test", num_classes)
+
+    @classmethod
+    def load_from_checkpoint(cls, *args, **kwargs):
+        """As Lightning's. All weights come from the checkpoint: torchvision's need not be here."""
+        with without_weights():
+            return super().load_from_checkpoint(*args, **kwargs)
 
     def forward(self, images):
         return self.network(images.contiguous(memory_format=self.memory_format))

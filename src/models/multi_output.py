@@ -92,6 +92,11 @@ class MultiOutput(L.LightningModule):
             {f"{stage}/{name}": term.function.clone() for stage in STAGES for name, term in metrics.items()}
         )
 
+    @property
+    def reports(self):
+        """The metrics that --monitor and callbacks may look at."""
+        return [name for name in (*self.means, *self.metrics) if not name.startswith("test/")] + ["train/lr"]
+
     def forward(self, *inputs):
         """What the network returns for these inputs, by name."""
         return by_name(self.network(*inputs), self.outputs, "outputs: the network returns")

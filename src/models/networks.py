@@ -1,5 +1,6 @@
 """The networks that can be chosen by name."""
 
+import contextlib
 import difflib
 import math
 import sys
@@ -8,6 +9,18 @@ from torch import nn
 from torchvision import models
 
 from src.utils.cache_models import check_weights
+
+LOADING = [True]  # whether torchvision's weights are read: see without_weights()
+
+
+@contextlib.contextmanager
+def without_weights():
+    """Inside, pretrained networks are made without torchvision's weights: those of a checkpoint will replace them."""
+    LOADING.append(False)
+    try:
+        yield
+    finally:
+        LOADING.pop()
 
 
 def make_network(arch, stem, pretrained, shape, num_classes):
@@ -47,7 +60,7 @@ def make_network(arch, stem, pretrained, shape, num_classes):
     if arch not in known:
         near = difflib.get_close_matches(arch, ["mlp", "mlp_wide", "cnn", *known], cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else "it is mlp, mlp_wide, cnn or one of torchvision's"
-        sys.exit(f"there is no network {arch!r}: {hint}")
+        sys.exit(f"there is no network {arch[:40]!r}{'...' if len(arch) > 40 else ''}: {hint}")
     if stem == "cifar" and "resnet" not in arch and "resnext" not in arch:
         sys.exit(f"stem cifar is for ResNets, such as resnet18, not for {arch}")
     if stem == "cifar" and pretrained:
@@ -67,11 +80,13 @@ def make_torchvision_network(arch, stem, pretrained, shape, num_classes):
     stem: "cifar" has a ResNet begin with a 3x3 convolution; "imagenet" with a 7x7 one, stride 2, and a max-pool
     """
     weights = None
-    if pretrained:
+    if pretrained and LOADING[-1]:
         check_weights(arch)
         weights = "DEFAULT"
     # These two warn that their initial weights will be others one day, unless they are told which to take.
     options = {"init_weights": not pretrained} if arch in ("googlenet", "inception_v3") else {}
+    if pretrained and not weights:
+        options |= chosen_by_weights(arch)
     network = models.get_model(arch, weights=weights, **options)
 
     if arch in ("googlenet", "inception_v3"):  # leave out the outputs that they have half-way, only in the training
@@ -98,6 +113,16 @@ def make_torchvision_network(arch, stem, pretrained, shape, num_classes):
     if size == (height, width):
         return network
     return nn.Sequential(nn.Upsample(size, mode="bilinear"), network)
+
+
+def chosen_by_weights(arch):
+    """The arguments that torchvision itself sets for a network with its weights."""
+    if arch in ("googlenet", "inception_v3"):
+        return {"transform_input": True}
+    size = models.get_model_weights(arch).DEFAULT.meta.get("min_size")
+    if arch.startswith("vit"):
+        return {"image_size": size[0]}
+    return {"input_size": size} if arch == "maxvit_t" else {}
 
 
 def layers(network):

@@ -3,7 +3,6 @@
 import csv
 import importlib.util
 import os
-import sys
 
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -23,8 +22,6 @@ def make_logger(name, run_folder, hparams, step):
     """
     if isinstance(name, Logger):
         return name
-    if name in ("mlflow", "wandb") and importlib.util.find_spec(name) is None:
-        sys.exit(f"--logger {name} needs a package that is not installed: pip install {name}")
     if name == "tensorboard":
         logger = TensorBoardLogger(
             run_folder.parent, name="", version=run_folder.name, default_hp_metric=False, purge_step=step
@@ -40,13 +37,23 @@ def make_logger(name, run_folder, hparams, step):
         logger = MLFlowLogger("runs", run_name=name_of(run_folder), tracking_uri=store, run_id=known_id(run_folder))
         remember_id(run_folder, logger)
     else:
-        name = name_of(run_folder).replace("/", "-")
-        logger = WandbLogger(name, save_dir=run_folder, id=name, resume="allow")
+        run = name_of(run_folder).replace("/", "-")
+        logger = WandbLogger(run, save_dir=run_folder, id=run, resume="allow")
     if not step:
         logger.log_hyperparams(hparams)
         if name == "tensorboard" and rank_zero_only.rank == 0:
             add_hparams(logger.experiment, hparams)
     return logger
+
+
+def check_logger(name) -> None:
+    """Refuse a logger whose package is missing.
+
+    Raises:
+        ValueError: with one sentence
+    """
+    if name in ("mlflow", "wandb") and importlib.util.find_spec(name) is None:
+        raise ValueError(f"--logger {name} needs a package that is not installed: pip install {name}")
 
 
 def add_hparams(writer, hparams):
