@@ -231,6 +231,8 @@ def merge(argv) -> str:
         check_trainer(content["trainer"] if isinstance(content.get("trainer"), dict) else {})
     parser = make_parser()
     named = {key: names_in(arguments, contents, key) for key in DEFAULTS}
+    if reason := why_unknown([names[-1] for names in named.values()]):
+        raise ValueError(reason)
     data = find_class(named["data"][-1], L.LightningDataModule)
     # What the class of the data needs, has no default for, and was not given: it receives the setting below.
     typed_for_data = {name for name in FOR_DATA if typed & {f"--data.{name}", f"--data.init_args.{name}"}}

@@ -447,8 +447,6 @@ def known_mistake(error):
         return text.split(" Condition can be set")[0]
     if re.match("Tried to step [0-9]+ times", text):
         return f"{text}: set --lr_scheduler.total_steps to the number of all steps"
-    if re.match("unable to (write to file|allocate shared memory|mmap .* bytes from file) ?.*/torch_", text):
-        return f"{SHARED_MEMORY} of {socket.gethostname()} is full: set --num_workers 0, or remove what lies in it"
     if "out of shared memory" in text or "Unexpected bus error encountered in worker" in text:
         return f"{SHARED_MEMORY} of {socket.gethostname()} is full: set --num_workers 0, or remove what lies in it"
     return None
