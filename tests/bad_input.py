@@ -7,6 +7,7 @@ test_bad_input.py runs them all. A new flag, file or command belongs here with w
 import json
 import os
 import shlex
+import shutil
 import struct
 import zlib
 from collections.abc import Callable
@@ -42,8 +43,17 @@ class Row:
     harmless: bool = False
     stdout: bool = False
 
+    @property
+    def slow(self) -> bool:
+        """Whether it is much like other rows, and need not be tried each time."""
+        return self.name.startswith(SLOW)
+
 
 ROWS: list[Row] = []
+SLOW = (
+    *("lesson-05", "lesson-06", "lesson-07", "cancel-damaged", "report-damaged", "repeat-damaged", "train-config"),
+    *("resume-config", "repeat-config", "hdf5-", "pack-image", "max_time", "validate_every", "train-folder"),
+)
 LONG = "x" * 300  # longer than a name may be in any file system
 DIGITS = "9" * 5000  # more than Python reads as a number
 NOBODY = 65534
@@ -58,14 +68,36 @@ def row(name: str, command: str | list[str], *message: str, **more) -> None:
 
 
 def begin(folder: Path) -> None:
-    """Make what the rows share, in the process that has imported src."""
+    """Make what the rows share, in the process that has imported src.
+
+    Args:
+        folder: for a packed file and a study, which are copied into sandboxes
+    """
+    import contextlib
     import dataclasses
+    import io
+
+    import numpy as np
 
     from src.config import merge
+    from src.hdf5.pack import ImageWriter
     from src.launch.job import Job
+    from src.search import study
+    from src.search.space import Search
+
+    class Writer(ImageWriter):
+        def decode(self, part, number):
+            return np.zeros((3, 8, 8), np.uint8), number % 2
 
     DEFAULTS["job"] = dataclasses.asdict(Job(name="fit"))
     DEFAULTS["config"] = merge([])
+    for name in ("packed", "study"):
+        (folder / name).mkdir()
+        DEFAULTS[name] = folder / name
+    with contextlib.redirect_stderr(io.StringIO()):
+        Writer({"train": range(12), "test": range(12)}, ["a", "b"]).write(folder / "packed/data.h5")
+    study.create(folder / "study", Search(2, 1), {"optimizer.lr": "0.1,0.2"}, 1, "val/accuracy", False)
+    (folder / "study/config.yaml").write_text(DEFAULTS["config"])
 
 
 # What files can be, other than a text.
@@ -170,7 +202,12 @@ def png(size: tuple[int, int] = (8, 8), depth: int = 8, kind: int = 2) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
     head = struct.pack(">IIBBBBB", *size, depth, kind, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(line * size[1])) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(line * size[1]))
+        + chunk(b"IEND", b"")
+    )
 
 
 # ---- flags of run.py
@@ -215,7 +252,13 @@ for flag, values in {
     for value in values:
         row(f"{flag}-{value}", ["run.py", f"--{flag}={value}"], f"--{flag}", value, WHOLE)
 for value in ("nan", "inf", "1e400", "-1", "0", "x", "1_0.5", ""):
-    row(f"gradient_clip-{value}", ["run.py", f"--gradient_clip={value}"], "--gradient_clip", value, "number above 0|finite")
+    row(
+        f"gradient_clip-{value}",
+        ["run.py", f"--gradient_clip={value}"],
+        "--gradient_clip",
+        value,
+        "number above 0|finite",
+    )
 row("seed-too-large", "run.py --seed 4294967296", "--seed 4294967296", "4294967295|2**32")
 row("seed-a-date", "run.py --seed 20261127223141", "--seed 20261127223141", "4294967295|2**32")
 row("seed-in-a-file", "run.py --config a.yaml", "seed", "4294967296", "4294967295|2**32",
@@ -269,7 +312,13 @@ for flag in ("partition", "account", "qos"):
 row("partition-comment", ["run.py", "--partition=#x"], "--partition", "#x")
 for flag in ("partition", "account"):
     for cluster in ("pbs", "sge"):
-        row(f"{flag}-blank-{cluster}", ["run.py", "--cluster", cluster, f"--{flag}=a -l b"], f"--{flag}", "a -l b", "blank|space")
+        row(
+            f"{flag}-blank-{cluster}",
+            ["run.py", "--cluster", cluster, f"--{flag}=a -l b"],
+            f"--{flag}",
+            "a -l b",
+            "blank|space",
+        )
 row("modules-command", ["run.py", "--modules=[gcc; touch X]"], "--modules", "gcc; touch X")
 row("modules-scalar", ["run.py", "--modules={a: 1}"], "--modules", "a list")
 row("setup-scalar", ["run.py", "--setup=3"], "--setup", "a list")
@@ -291,7 +340,13 @@ row("log_path-nouser", "run.py --log_path=~nouser/logs", "--log_path", "nouser")
 row("log_path-long", f"run.py --log_path {LONG}", "xxx", "--log_path")
 row("log_path-percent", "run.py --log_path 100%train", "--log_path", "%")
 row("log_path-foreign", "run.py --log_path there", "there", "--log_path", files={"there": full}, uid=NOBODY)
-row("log_path-blank-pbs", ["run.py", "--cluster", "pbs", "--log_path", "my logs"], "--log_path", "my logs", "blank|space")
+row(
+    "log_path-blank-pbs",
+    ["run.py", "--cluster", "pbs", "--log_path", "my logs"],
+    "--log_path",
+    "my logs",
+    "blank|space",
+)
 
 row("no-command", "run.py extra", "no command extra", "fit, validate")
 row("no-command-near", "run.py tets", "no command tets", "test")
@@ -314,8 +369,7 @@ row("fit-with-run", "run.py fit extra", "extra", "resume")
 row("ckpt-without-run", "run.py --ckpt best", "--ckpt best", "needs a run")
 row("place-local-nodes", "run.py --nodes 2 --cluster local", "--nodes 2", "needs Slurm")
 row("place-debug-processes", "run.py --cluster debug --tasks_per_node 2", "--cluster debug", "one process")
-row("place-debug-processes-dry", "run.py --cluster debug --tasks_per_node 2 --dry_run", "--cluster debug", "one process",
-    stdout=True)  # fmt: skip
+row("place-debug-processes-dry", "run.py --cluster debug --tasks_per_node 2 --dry_run", "one process", stdout=True)
 row("place-no-sbatch", "run.py --cluster slurm", "--cluster slurm", "sbatch", env={"PATH": "/nowhere"})
 row("place-no-qsub", "run.py --cluster pbs", "--cluster pbs", "qsub", env={"PATH": "/nowhere"})
 row("gpus-and-tasks", "run.py --gpus_per_node 4 --tasks_per_node 2", "--tasks_per_node 2", "--gpus_per_node 4")
@@ -376,6 +430,10 @@ row("init_from-empty-text", ["run.py", "--init_from="], "--init_from")
 # ---- config files
 
 DEEP = "a: " + "[" * 700 + "]" * 700 + "\n"
+LETTERS = "abcdefghi"  # of which each names nine of the one before
+LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{new}: &{new} [{','.join([f'*{old}'] * 9)}]\n" for old, new in zip(LETTERS, LETTERS[1:], strict=False)
+)
 YAML: dict[str, tuple[Content, list[str]]] = {
     "duplicate": ("max_epochs: 1\nbatch_size: 8\nmax_epochs: 2\n", ["max_epochs"]),
     "duplicate-deep": ("model:\n  init_args: {arch: cnn, arch: mlp}\n", ["arch"]),
@@ -399,9 +457,7 @@ YAML: dict[str, tuple[Content, list[str]]] = {
     "python-object": ("model: !!python/object:os.system {}\n", ["python/object"]),
     "python-apply": ("!!python/object/apply:os.system [touch owned]\n", ["python/object"]),
     "tag": ("model: !mine {arch: cnn}\n", ["!mine"]),
-    "laughs": ("a: &a [x,x,x,x,x,x,x,x,x]\n"
-               + "".join(f"{new}: &{new} [{','.join(['*' + old] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi"))
-               + "max_epochs: 3\n", []),
+    "laughs": (LAUGHS, []),
     "unknown": ("max_epohs: 3\n", ["max_epohs", "max_epochs"]),
     "unknown-number": ("3: 4\n", ["3"]),
     "unknown-null": ("~: 4\n", []),
@@ -470,7 +526,13 @@ for kind, content in {"fifo": fifo, "folder": folder, "loop": loop, "zeros": zer
     more = {"files": {"mine.yaml": content}, "uid": NOBODY if kind == "foreign" else 0}
     row(f"config-{kind}", "run.py --config mine.yaml", "mine.yaml", **more)
     row(f"train-config-{kind}", "src/train.py fit --prepare --config mine.yaml", "mine.yaml", **more)
-for kind, value in {"missing": "nowhere", "empty": "", "long": LONG, "nouser": "~nouser/a.yaml", "folder": "/etc"}.items():
+for kind, value in {
+    "missing": "nowhere",
+    "empty": "",
+    "long": LONG,
+    "nouser": "~nouser/a.yaml",
+    "folder": "/etc",
+}.items():
     row(f"config-name-{kind}", ["run.py", f"--config={value}"], "--config", value[:5])
     row(f"train-config-name-{kind}", ["src/train.py", "fit", "--prepare", f"--config={value}"], value[:5])
 row("config-home-unset", "run.py --config ~/a.yaml", "a.yaml", env={"HOME": None}, uid=12345)
@@ -483,8 +545,20 @@ for kind, text in {"unknown": "partiton: x\n", "type": "nodes: many\n", "log_pat
     key = text.split(":")[0]
     row(f"site-{kind}", "run.py", "mine.yaml|--mem", key, files={"mine.yaml": text}, env={"RUN_SITE": "mine.yaml"})
     if kind.startswith("log_path"):
-        row(f"site-{kind}-list", "run.py list", "mine.yaml|nouser", files={"mine.yaml": text}, env={"RUN_SITE": "mine.yaml"})
-        row(f"site-{kind}-log", "run.py log 5", "mine.yaml|nouser", files={"mine.yaml": text}, env={"RUN_SITE": "mine.yaml"})
+        row(
+            f"site-{kind}-list",
+            "run.py list",
+            "mine.yaml|nouser",
+            files={"mine.yaml": text},
+            env={"RUN_SITE": "mine.yaml"},
+        )
+        row(
+            f"site-{kind}-log",
+            "run.py log 5",
+            "mine.yaml|nouser",
+            files={"mine.yaml": text},
+            env={"RUN_SITE": "mine.yaml"},
+        )
 for kind, value in {"missing": "nowhere.yaml", "long": LONG, "nouser": "~nouser/site.yaml"}.items():
     row(f"site-name-{kind}", "run.py", "RUN_SITE", value[:5], env={"RUN_SITE": value})
 for kind, content in {"folder": folder, "fifo": fifo, "loop": loop, "foreign": foreign}.items():
@@ -499,7 +573,8 @@ for command in AGAIN + LOOK:
     row(f"{command}-which", f"run.py {command}", command, "python run.py list")
     row(f"{command}-nowhere", f"run.py {command} nowhere", "nowhere", "list")
 for kind, value in {"long": LONG, "nouser": "~nouser", "dots": "..", "empty": "", "root": "/", "newline": "a\nb",
-                    "latin1": "M\udcfcller", "escape": "\x1b[2J", "below": "there/x", "loop": "round"}.items():  # fmt: skip
+                    "latin1": "M\udcfcller", "escape": "\x1b[2J", "below": "there/x",
+                    "loop": "round"}.items():  # fmt: skip
     for command in ("log", "test", "resume", "cancel") if kind in ("long", "nouser", "latin1") else ("log",):
         row(f"{command}-name-{kind}", ["run.py", command, value], "run|log", files={"there": "", "round": loop})
 row("log-two", "run.py log a b", "log takes one run")
@@ -599,7 +674,8 @@ for kind, content in (ODD_FILES | {"foreign": foreign}).items():
     row(f"list-log-file-{kind}", "run.py list --log_path logs", listed=["good", "other"], **more)
 CONFIGS = {"empty": "", "cut": "max_epochs: 3\nmodel: {class_", "list": "- a\n", "binary": BINARY, "fifo": fifo,
            "folder": folder, "loop": loop, "foreign": foreign, "deep": DEEP, "duplicate": YAML["duplicate"][0],
-           "cycle": YAML["cycle"][0], "unknown": "max_epohs: 3\n", "model-gone": "model: {class_path: src.models.gone.Gone}\n"}  # fmt: skip
+           "cycle": YAML["cycle"][0], "unknown": "max_epohs: 3\n",
+           "model-gone": "model: {class_path: src.models.gone.Gone}\n"}  # fmt: skip
 for kind, content in CONFIGS.items():
     more = {"files": {"logs/other": run(config=content)}, "uid": NOBODY if kind == "foreign" else 0}
     for command in ("resume", "repeat", "test"):
@@ -636,7 +712,9 @@ row("search-study-long", f"run.py search {LONG}", "xxx", "study")
 row("search-study-nouser", "run.py search ~nouser", "nouser")
 for value in ("1", "1,1", "1,", ",", "", " ", "1..", "..", "2..1", "1..1", "nan..1", "0..inf", "a..b", "log:0..1",
               "log:1,2", "log:", "-1..2..3", "1e400..2", "²..3"):  # fmt: skip
-    row(f"search-values-{value}", ["run.py", "search", f"--search.optimizer.lr={value}"], "--search.optimizer.lr", value)
+    row(
+        f"search-values-{value}", ["run.py", "search", f"--search.optimizer.lr={value}"], "--search.optimizer.lr", value
+    )
 row("search-value-type", "run.py search --search.batch_size 8,big", "batch_size", "big", WHOLE)
 row("search-value-zero", "run.py search --search.batch_size 0..8", "batch_size", "0", WHOLE)
 row("search-value-indivisible", "run.py search --search.batch_size 63,64 --nodes 2", "batch_size", "63")
@@ -659,21 +737,25 @@ row("search-name-dots", f"run.py search {LR} --name ..", "--name", "..")
 row("search-name-there", f"{SEARCH} {LR} --log_path logs", "st", "--name", files={"logs/st/x": ""})
 row("search-name-long", f"run.py search {LR} --name {LONG}", "--name", "xxx")
 row("search-seed", f"run.py search {LR} --seed 4294967296", "--seed", "4294967296", "4294967295|2**32")
-STUDY = "sampler: tpe\npruner: none\ntrials: 2\nat_once: 1\nmonitor: val/accuracy\nminimize: false\nseed: 1\nsearch: {optimizer.lr: '0.1,0.2'}\n"
+STUDY = """\
+sampler: tpe
+pruner: none
+trials: 2
+at_once: 1
+monitor: val/accuracy
+minimize: false
+seed: 1
+search: {optimizer.lr: '0.1,0.2'}
+"""
 
 
 def study(text: Content = STUDY, journal: Content | None = None) -> Content:
     """A study's folder: study.yaml with this text, and a journal, which is right if none is given."""
 
     def make(path: Path) -> None:
-        from src.search.space import Search
-        from src.search.study import create
-
-        path.mkdir(parents=True)
-        create(path, Search(2, 1), {"optimizer.lr": "0.1,0.2"}, 1, "val/accuracy", False)
+        shutil.copytree(DEFAULTS["study"], path)
         (path / "study.yaml").unlink()
         place(path / "study.yaml", text)
-        place(path / "config.yaml", DEFAULTS["config"])
         if journal is not None:
             (path / "journal.log").unlink()
             place(path / "journal.log", journal)
@@ -685,16 +767,27 @@ STUDIES = {"empty": "", "list": "- a\n", "scalar": "a\n", "binary": BINARY, "lat
            "tab": "search:\n\ta: 1\n", "deep": DEEP, "no-search": STUDY.partition("search:")[0],
            "search-list": STUDY.partition("search:")[0] + "search: [a]\n",
            "sampler": STUDY.replace("tpe", "best"), "pruner": STUDY.replace("none", "some"),
-           "seed": STUDY.replace("seed: 1", "seed: x"), "trials": STUDY.replace("trials: 2", "trials: many")}  # fmt: skip
+           "seed": STUDY.replace("seed: 1", "seed: x"),
+           "trials": STUDY.replace("trials: 2", "trials: many")}  # fmt: skip
 for kind, text in STUDIES.items():
     for command in ("search", "resume"):
         if command == "search" and kind in ("sampler", "trials"):
             continue  # to show what was found it needs neither
-        row(f"{command}-study-{kind}", f"run.py {command} logs/st", "study.yaml|--trials", files={"logs/st": study(text)})
-for kind, content in {"missing": lambda path: None, "empty": "", "binary": BINARY, "words": "abc\n", "json": "{}\n", "list": "[1]\n",
-                      "folder": folder, "fifo": fifo, "loop": loop, "op": '{"op_code": 99}\n',
+        row(
+            f"{command}-study-{kind}",
+            f"run.py {command} logs/st",
+            "study.yaml|--trials",
+            files={"logs/st": study(text)},
+        )
+for kind, content in {"missing": lambda path: None, "empty": "", "binary": BINARY, "words": "abc\n", "json": "{}\n",
+                      "list": "[1]\n", "folder": folder, "fifo": fifo, "loop": loop, "op": '{"op_code": 99}\n',
                       "op-text": '{"op_code": "x"}\n'}.items():  # fmt: skip
-    row(f"search-journal-{kind}", "run.py search logs/st", "journal.log|study", files={"logs/st": study(journal=content)})
+    row(
+        f"search-journal-{kind}",
+        "run.py search logs/st",
+        "journal.log|study",
+        files={"logs/st": study(journal=content)},
+    )
 row("resume-study-flag", "run.py resume logs/st --max_epochs 3", "--max_epochs", "study", files={"logs/st": study()})
 row("log-study", "run.py log logs/st", "st", "search", files={"logs/st": study()})
 for kind in ("fifo", "loop", "zeros", "foreign"):
@@ -779,12 +872,19 @@ for kind, environment in RANKS.items():
 for kind, value in {"word": "x", "negative": "-2", "point": "0.5"}.items():
     row(f"cuda-{kind}", "run.py --cluster local --gpus_per_node 2", "CUDA_VISIBLE_DEVICES", value,
         env={"CUDA_VISIBLE_DEVICES": value})  # fmt: skip
-row("cuda-too-few", "run.py --cluster local --gpus_per_node 2", "CUDA_VISIBLE_DEVICES=0", env={"CUDA_VISIBLE_DEVICES": "0"})
+row(
+    "cuda-too-few",
+    "run.py --cluster local --gpus_per_node 2",
+    "CUDA_VISIBLE_DEVICES=0",
+    env={"CUDA_VISIBLE_DEVICES": "0"},
+)
 row("cuda-none", "run.py --cluster local --gpus_per_node 2", "--gpus_per_node 2", "CUDA_VISIBLE_DEVICES|GPU")
 
 # ---- data
 
-IMAGES = {f"images/{part}/{kind}/{number}.png": png() for part in ("train", "test") for kind in "ab" for number in range(6)}
+IMAGES = {
+    f"images/{part}/{kind}/{number}.png": png() for part in ("train", "test") for kind in "ab" for number in range(6)
+}
 FOLDER = "run.py --data Folder --data_dir images"
 PACK = "src/hdf5/pack.py folder images out.h5"
 FIRST = "images/train/a/0.png"
@@ -840,7 +940,12 @@ row("pack-command", "src/hdf5/pack.py nope", "nope", "folder")
 row("pack-no-out", "src/hdf5/pack.py folder images", "out")
 row("pack-torchvision", "src/hdf5/pack.py torchvision NOPE out.h5", "NOPE", "CIFAR10")
 row("pack-torchvision-missing", "src/hdf5/pack.py torchvision CIFAR10 out.h5 --data_dir there", "CIFAR10", "there")
-row("pack-torchvision-kind", "src/hdf5/pack.py torchvision VOCDetection out.h5 --data_dir there", "VOCDetection", "there|label")
+row(
+    "pack-torchvision-kind",
+    "src/hdf5/pack.py torchvision VOCDetection out.h5 --data_dir there",
+    "VOCDetection",
+    "there|label",
+)
 row("pack-torchvision-function", "src/hdf5/pack.py torchvision os out.h5", "os", "CIFAR10")
 for value in ("0", "-1", "x", "2.5", "", "²", "1_0", HUGE, DIGITS):
     row(f"pack-size-{value[:9]}", [*PACK.split(), f"--size={value}"], "--size", value[:9], files=IMAGES)
@@ -849,7 +954,13 @@ row("pack-out-nowhere", "src/hdf5/pack.py folder images there/out.h5", "there", 
 row("pack-out-below-a-file", "src/hdf5/pack.py folder images there/out.h5", "there", files=IMAGES | {"there": ""})
 row("pack-out-fifo", PACK, "out.h5", files=IMAGES | {"out.h5": fifo})
 row("pack-out-long", f"src/hdf5/pack.py folder images {LONG}.h5", "xxx", files=IMAGES)
-row("pack-out-foreign", "src/hdf5/pack.py folder images there/out.h5", "there", files=IMAGES | {"there": full}, uid=NOBODY)
+row(
+    "pack-out-foreign",
+    "src/hdf5/pack.py folder images there/out.h5",
+    "there",
+    files=IMAGES | {"there": full},
+    uid=NOBODY,
+)
 row("pack-index-foreign-kind", PACK, "out.json", files=IMAGES | {"out.json": '{"mine": 1}'})
 
 
@@ -863,24 +974,7 @@ def packed(change: Callable[[dict], object] | None = None, index: Content | None
     """
 
     def make(path: Path) -> None:
-        import contextlib
-        import io
-
-        import numpy as np
-        from src.hdf5.pack import ImageWriter
-
-        class Part:
-            def __len__(self):
-                return 12
-
-        class Writer(ImageWriter):
-            def decode(self, part, number):
-                return np.zeros((3, 8, 8), np.uint8), number % 2
-
-        path.mkdir()
-        with contextlib.redirect_stderr(io.StringIO()):
-            os.environ |= {"RANK": "0", "WORLD_SIZE": "1"}
-            Writer({"train": Part(), "test": Part()}, ["a", "b"]).write(path / "data.h5")
+        shutil.copytree(DEFAULTS["packed"], path)
         if change:
             content = json.loads((path / "data.json").read_text())
             content = change(content) or content
@@ -914,6 +1008,11 @@ def no_attribute(path: Path) -> None:
         file.attrs.clear()
 
 
+def shard(name: str) -> dict:
+    """What an index says of a file that is there."""
+    return {name: {"bytes": os.stat(name).st_size, "sha256": "x"}}
+
+
 PACKED = {
     "no-index": packed(lambda index: None, index=lambda path: None),
     "index-empty": packed(index=""),
@@ -935,8 +1034,8 @@ PACKED = {
     "index-files-number": packed(lambda index: index | {"files": 5}),
     "index-files-empty": packed(lambda index: index | {"files": {}}),
     "index-bytes-text": packed(lambda index: index | {"files": {"data.h5": {"bytes": "x", "sha256": "x"}}}),
-    "index-absolute": packed(lambda index: index | {"files": index["files"] | {"/etc/hostname": {"bytes": os.stat("/etc/hostname").st_size, "sha256": "x"}}}),
-    "index-dots": packed(lambda index: index | {"files": index["files"] | {"../../x": {"bytes": 1, "sha256": "x"}}}),
+    "index-absolute": packed(lambda index: index | {"files": index["files"] | shard("/etc/passwd")}),
+    "index-dots": packed(lambda index: index | {"files": index["files"] | shard("../../err")}),
     "index-about": packed(lambda index: index | {"about": 5}),
     "index-unknown": packed(lambda index: index | {"more": 5}),
     "data-empty": packed(data=b""),
@@ -981,7 +1080,12 @@ for kind, content in {"text": "x", "fifo": fifo, "folder": folder, "loop": loop,
     row(f"get-check-{kind}", "data/get_data.py mnist --check --data_dir there", "mnist:", "train-images",
         files={RAW: content}, stdout=True)  # fmt: skip
     if kind != "loop":  # it is no file, and is replaced
-        row(f"get-archive-{kind}", "data/get_data.py mnist --data_dir there", "train-images", files={f"{RAW}.gz": content})
+        row(
+            f"get-archive-{kind}",
+            "data/get_data.py mnist --data_dir there",
+            "train-images",
+            files={f"{RAW}.gz": content},
+        )
 
 # ---- lesson 0: cluster.py
 
@@ -1000,7 +1104,12 @@ row("cluster-crash-off", f"{CLUSTER} crash node1", "state", "up")
 row("cluster-flag", f"{CLUSTER} up --nope", "--nope")
 for kind, value in {"blank": "my state", "long": LONG, "newline": "a\nb", "unicode": "zust\xe4nde", "quote": "a'b",
                     "tilde": "~nouser/x"}.items():  # fmt: skip
-    row(f"cluster-dir-{kind}", ["lessons/00-practice-cluster/cluster.py", "--dir", value, "up"], "state folder", value[:4])
+    row(
+        f"cluster-dir-{kind}",
+        ["lessons/00-practice-cluster/cluster.py", "--dir", value, "up"],
+        "state folder",
+        value[:4],
+    )
 row("cluster-dir-empty", ["lessons/00-practice-cluster/cluster.py", "--dir=", "up"], "state folder|--dir")
 row("cluster-dir-file", f"{CLUSTER} up", "state", files={"state": ""})
 row("cluster-dir-fifo", f"{CLUSTER} up", "state", files={"state": fifo})
@@ -1050,7 +1159,9 @@ for number, program in LESSONS.items():
     row(f"lesson-{number}-word", [program, "extra"], "extra")
 for number in ("06", "07", "08"):
     row(f"lesson-{number}-dataset", [LESSONS[number], "--dataset", "nope"], "nope", "cifar10")
-    row(f"lesson-{number}-folder", [LESSONS[number], "--dataset", "folder", "--data_dir", "nowhere"], "nowhere", "train")
+    row(
+        f"lesson-{number}-folder", [LESSONS[number], "--dataset", "folder", "--data_dir", "nowhere"], "nowhere", "train"
+    )
 for number in ("07", "08"):
     row(f"lesson-{number}-arch", [LESSONS[number], "--arch", "resnet19"], "resnet19", "resnet18")
     row(f"lesson-{number}-arch-long", [LESSONS[number], "--arch", LONG], "xxx", "network")

@@ -103,7 +103,9 @@ for name in srun mpirun timeout module python apptainer scontrol qsub; do
 done
 awk() { :; }
 head() { echo node1; }
-export PBS_JOBID=4711.server JOB_ID=4711 SLURM_JOB_ID=4711 SLURM_CPUS_PER_TASK=2 PBS_NODEFILE=/dev/null PE_HOSTFILE=/dev/null
+export PBS_JOBID=4711.server PBS_NODEFILE=/dev/null
+export JOB_ID=4711 PE_HOSTFILE=/dev/null
+export SLURM_JOB_ID=4711 SLURM_CPUS_PER_TASK=2
 unset PYTHONPATH
 for CASE in "$1"/*/; do
     CASE=${CASE%/}
@@ -187,7 +189,9 @@ def make(flag: str, text: str, cluster: str, folder: Path) -> tuple[str, str]:
 
 
 def cases() -> list[Case]:
-    return [Case(flag, payload, cluster) for cluster, names in CLUSTERS.items() for flag in names for payload in PAYLOADS]
+    return [
+        Case(flag, payload, cluster) for cluster, names in CLUSTERS.items() for flag in names for payload in PAYLOADS
+    ]
 
 
 def prepare(case: Case, text: str, folder: Path) -> None:
@@ -305,22 +309,22 @@ def compare(case, first, place, place_of_first, text):
         return [[word.replace(str(place_of_first), str(place)).replace(HARMLESS, text) for word in row] for row in rows]
 
     def differ(what, found, intended):
-        if found != intended:
-            more, less = ([row for row in rows if row not in others][:2] for rows, others in
-                          ((found, intended), (intended, found)))  # fmt: skip
-            yield f"{what} {more}, not {less}"
+        """A list of one sentence, or of none."""
+        if found == intended:
+            return []
+        more = [row for row in found if row not in intended][:2]
+        less = [row for row in intended if row not in found][:2]
+        return [f"{what} {more}, not {less}"]
 
     if case.cluster == "local":
-        words = [shlex.split(case.script)]
-        yield from differ("the command is", words, expected([shlex.split(first.script)]))
-        yield from torn(words, [shlex.split(first.script)])
+        called, usual = [shlex.split(case.script)], [shlex.split(first.script)]
+        yield from differ("the command is", called, expected(usual)) or torn(called, usual)
         return
     yield from differ("the directives are", directives(case.script), expected(directives(first.script)))
     called, usual = calls(place), calls(place_of_first)
     if not usual:
         yield f"nothing is called: {(place_of_first / 'err').read_text()[:200]}"
-    yield from differ("the calls are", called, expected(usual))
-    yield from torn(called, usual)
+    yield from differ("the calls are", called, expected(usual)) or torn(called, usual)
     if found := [path for path in place.rglob("canary")]:
         yield f"has run: {found[0].relative_to(place)}"
     shown, made = (
@@ -341,7 +345,8 @@ def torn(rows, usual):
         return [len(bind.split(",")) for bind in binds], fields
 
     if [parts(row) for row in rows] != [parts(row) for row in usual]:
-        yield f"apptainer takes it for several: {[word for row in rows for word in row if ',' in word][:2]}"
+        return [f"apptainer takes it for several: {[word for row in rows for word in row if ',' in word][:2]}"]
+    return []
 
 
 if __name__ == "__main__":

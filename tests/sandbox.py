@@ -1,10 +1,10 @@
 """Commands that are typed wrongly, each in a sandbox of its own, in a fork of one Python that has imported everything.
 
 A Python of its own for each command would spend most of its time on imports. One process, started by Sandboxes, does
-them once. For each row of bad_input.py it forks a guard, which prepares the sandbox, forks the command, waits for it,
-and compares the sandbox with what it was before.
+them once. For each row of bad_input.py it prepares the sandbox, forks the command, waits for it, and compares the sandbox
+with what it was before.
 
-One thing is not as in real life: `sys.executable` is a small program that asks the guard for a fork as well, because
+One thing is not as in real life: `sys.executable` is a small program that asks that process for another fork, because
 run.py starts `python src/train.py --prepare`, and lessons start `python data/get_data.py`.
 """
 
@@ -38,8 +38,8 @@ IMPORTS = """
 """.split()  # noqa: SIM905
 PR_SET_CHILD_SUBREAPER = 36
 
-# The guard sees in /proc what `python` was called with. A shell starts faster than a Python that would ask over a socket,
-# and NOBODY may not be able to start Python.
+# The guard sees in /proc what `python` was called with. A shell starts faster than a Python that would ask over a
+# socket, and NOBODY may not be able to start Python.
 CLIENT = """#!/bin/sh
 folder=${0%/*}/..
 mkfifo "$folder/$$" && echo $$ > "$folder/requests" && read -r code < "$folder/$$" && rm "$folder/$$"
@@ -147,28 +147,28 @@ def serve(folder: Path) -> None:
         importlib.import_module(name)
     import bad_input
 
-    bad_input.begin(folder)
+    templates = folder / "templates"
+    templates.mkdir()
+    bad_input.begin(templates)
     rows = {row.name: row for row in bad_input.ROWS}
     gc.freeze()
+    os.umask(0)  # for NOBODY
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans of the commands become children
     answers = os.dup(1)
     os.set_inheritable(answers, False)
     os.dup2(2, 1)
     os.write(answers, b"ready\n")
     for line in sys.stdin:
         row = rows[json.loads(line)]
-        guard = os.fork()
-        if guard == 0:
-            try:
-                answer = vars(Guard(folder, row).run())
-            except BaseException as error:  # the test's own mistake
-                answer = f"{row.name}: {error!r}"
-            os.write(answers, f"{json.dumps(answer)}\n".encode())
-            os._exit(0)
-        os.waitpid(guard, 0)
+        try:
+            answer = vars(Guard(folder, row).run())
+        except Exception as error:  # the test's own mistake
+            answer = f"{row.name}: {error!r}"
+        os.write(answers, f"{json.dumps(answer)}\n".encode())
 
 
 class Guard:
-    """Runs one row."""
+    """Runs one row, and looks what becomes of it."""
 
     def __init__(self, folder, row):
         self.folder, self.row = folder, row
@@ -176,8 +176,6 @@ class Guard:
         self.started = {}  # pid of a Python that the command has started: pid of the client that waits for it
 
     def run(self):
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans of the command become children
-        os.umask(0)
         for name in ("", "home", "tmp"):
             (self.box / name).mkdir()
         environment = {
@@ -265,7 +263,7 @@ class Guard:
             os.dup2(os.open(file, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_APPEND), number)
         os.closerange(3, 100)
         sys.stdout.reconfigure(errors="strict")
-        used = int(next(line for line in open("/proc/self/status") if line.startswith("VmData")).split()[1]) * 1024
+        used = int(Path("/proc/self/status").read_text().partition("VmData:")[2].split()[0]) * 1024
         resource.setrlimit(resource.RLIMIT_DATA, (used + MEMORY, used + MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if self.row.uid and os.getuid() == 0:

@@ -64,7 +64,9 @@ def faults(row: Row, result: Result, box: str) -> list[tuple[str, str]]:
     return found
 
 
-@pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
+@pytest.mark.parametrize(
+    "row", [pytest.param(row, id=ascii(row.name)[1:-1], marks=[pytest.mark.slow] * row.slow) for row in ROWS]
+)
 def test_a_wrong_input_gets_one_sentence(sandboxes, row):
     result = sandboxes.run(row.name)
     assert not faults(row, result, str(sandboxes.folder / "box"))
