@@ -1008,9 +1008,9 @@ def no_attribute(path: Path) -> None:
         file.attrs.clear()
 
 
-def shard(name: str) -> dict:
-    """What an index says of a file that is there."""
-    return {name: {"bytes": os.stat(name).st_size, "sha256": "x"}}
+def shard(name: str, path: str) -> dict:
+    """What an index says of a file. path: the same one, from the sandbox."""
+    return {name: {"bytes": os.stat(path).st_size, "sha256": "x"}}
 
 
 PACKED = {
@@ -1034,8 +1034,8 @@ PACKED = {
     "index-files-number": packed(lambda index: index | {"files": 5}),
     "index-files-empty": packed(lambda index: index | {"files": {}}),
     "index-bytes-text": packed(lambda index: index | {"files": {"data.h5": {"bytes": "x", "sha256": "x"}}}),
-    "index-absolute": packed(lambda index: index | {"files": index["files"] | shard("/etc/passwd")}),
-    "index-dots": packed(lambda index: index | {"files": index["files"] | shard("../../err")}),
+    "index-absolute": packed(lambda index: index | {"files": index["files"] | shard("/etc/passwd", "/etc/passwd")}),
+    "index-dots": packed(lambda index: index | {"files": index["files"] | shard("../../repository/run.py", "../repository/run.py")}),
     "index-about": packed(lambda index: index | {"about": 5}),
     "index-unknown": packed(lambda index: index | {"more": 5}),
     "data-empty": packed(data=b""),
