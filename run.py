@@ -27,7 +27,7 @@ if sys.path[:1] != [ROOT]:  # with PYTHONSAFEPATH; another package could be call
 
 from src.launch import qsub, runs  # noqa: E402
 from src.launch.checks import heed, run_checks  # noqa: E402
-from src.launch.files import Unreadable, check_keys, nearest  # noqa: E402
+from src.launch.files import Unreadable, check_keys, nearest, read_config, read_yaml  # noqa: E402
 from src.launch.flags import make_parser, parse  # noqa: E402
 from src.launch.job import find_cluster  # noqa: E402
 from src.launch.records import (  # noqa: E402
@@ -62,8 +62,7 @@ def start(command, argv):
 
     train_command = command
     if command in AGAIN:
-        record = read_record(run)
-        check_keys(record["job"], JOB_TYPES, run / "run.json", "job: ")  # those of a newer version
+        record = record_or_config(run)
         train_command = record["command"]
         request = parse(argv, config_of(run), record["job"] | {"log_path": str(parent_of(run))})
     else:
@@ -98,6 +97,17 @@ def start(command, argv):
     if request.dry_run:
         return
     submit(train_command, request, run if command == "resume" else None)
+
+
+def record_or_config(run):
+    """The command and the job of a run; where torchrun or mpirun started it, as its configuration has them."""
+    if os.path.lexists(run / "run.json"):
+        record = read_record(run)
+        check_keys(record["job"], JOB_TYPES, run / "run.json", "job: ")  # a newer version may have more
+        return record
+    if read_yaml(config_of(run)).get("run"):
+        sys.exit(f"{run.name} is an evaluation that run.py did not start: give the command that started it again")
+    return {"command": "fit", "job": read_config(config_of(run))[0]}
 
 
 def main():

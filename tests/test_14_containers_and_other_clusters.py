@@ -164,7 +164,7 @@ def test_what_is_wrong_is_one_sentence(root):
         ("--container_env [A]", ["--container_env 'A' is not NAME=VALUE"]),
         ("--container none.sif --cluster local", ["none.sif", "there is no such image"]),
         ("--mpirun 'aprun {cores}'", ["may name {nodes}, {tasks_per_node}, {cpus_per_task}, {processes}, {hostfile}"]),
-        ("--directives '[-l rt_F=2]' --cluster local", ["--directives are for --cluster pbs and sge"]),
+        ("--directives '[-l rt_F=2]' --cluster local", ["--directives are for --cluster slurm, pbs and sge"]),
     ]:
         assert_one_sentence(root.shell(f"python run.py {flags}"), *words)
     command = [sys.executable, "run.py", "--cluster", "pbs"]

@@ -1,5 +1,6 @@
 """run.py and src/launch: describe a job, check it, submit it, look at it, by the commands that a user types."""
 
+import fcntl
 import json
 import re
 import shutil
@@ -392,6 +393,19 @@ def test_evaluate_repeat_and_resume_take_the_configuration_of_a_run(own):
     assert len(json.loads((own.logs / first / "run.json").read_text())["submissions"]) == 2
     assert rows_of(own.shell("python run.py list"))[first]["attempts"] == "2"
     assert_one_sentence(own.shell(f"python run.py test {first[:-1]}"), "did you mean", first)
+
+    # torchrun src/train.py --run_folder leaves no run.json.
+    (own.logs / first / "run.json").unlink()
+    assert rows_of(own.shell("python run.py list"))[first]["state"] == "UNKNOWN"
+    assert run_of(own.shell(f"python run.py test {first} --cluster debug"))
+    with open(own.logs / first / ".taken", "w") as taken:
+        fcntl.lockf(taken, fcntl.LOCK_EX)
+        assert_one_sentence(own.shell(f"python run.py resume {first}"), "in use by a training")
+    done = own.shell(f"python run.py resume {first} --cluster debug --max_epochs 11")
+    assert run_of(done) == first and "max_epochs: 11" in (own.logs / first / "config.yaml").read_text()
+    assert rows_of(own.shell("python run.py list"))[first]["state"] == "COMPLETED"
+    (own.logs / tested / "run.json").unlink()
+    assert_one_sentence(own.shell(f"python run.py repeat {tested}"), "is an evaluation that run.py did not start")
 
 
 def test_local_runs_processes_that_find_each_other(own):

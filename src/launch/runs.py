@@ -1,6 +1,7 @@
 """The runs in logs/: list them, read their logs, cancel them."""
 
 import contextlib
+import fcntl
 import os
 import pickle
 import pickletools
@@ -115,7 +116,8 @@ def describe_all(folders):
         try:
             records[folder] = record_of(folder)
         except Unreadable as error:
-            unreadable[folder] = not_described(error)
+            state = "UNREADABLE" if os.path.lexists(folder / "run.json") else "UNKNOWN"
+            unreadable[folder] = not_described(error) | {"state": state}
     slurm = attempts_of(ids_of(records.values()))
     pids = [
         submission["pid"] for record in records.values() for submission in record["submissions"] if "pid" in submission
@@ -297,8 +299,27 @@ def folders_in(parent):
         return []
 
 
+def refuse_while_locked(folder):
+    """The same for a run without run.json. The lock is seen on this machine, and on others where the disk has locks."""
+    try:
+        number = os.open(folder / ".taken", os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:  # nobody has trained there
+        return
+    try:
+        fcntl.lockf(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        sys.exit(f"{folder.name} is in use by a training: wait until it has ended")
+    except OSError:  # a file system without locks
+        pass
+    finally:
+        os.close(number)
+
+
 def refuse_while_running(folder):
     """resume: two jobs in one folder would overwrite each other's checkpoints."""
+    if not os.path.lexists(folder / "run.json"):  # torchrun or mpirun started it; the training locks its folder
+        refuse_while_locked(folder)
+        return
     seen = describe_all([folder])[folder]
     state = seen["state"]
     if "reason" in seen:

@@ -10,6 +10,7 @@ python run.py cancel lr                        end its jobs
 python run.py log lr/3                         each trial is a run: log, report, test, repeat, ...
 """
 
+import contextlib
 import dataclasses
 import json
 import subprocess
@@ -64,7 +65,8 @@ def search(argv):
     check_values(request, space)
     if request.dry_run:
         array = {"map_count": chosen.trials, "array_parallelism": chosen.at_once}
-        print(explained_script(job, folder / "%a", **array))
+        with contextlib.suppress(ValueError):  # wrong --directives, of which the checks tell
+            print(explained_script(job, folder / "%a", **array))
     heed(results, request.dry_run)
     if request.dry_run:
         return
