@@ -65,7 +65,7 @@ from src.callbacks.exact_resume import ExactResume, next_logged_step, other_plan
 from src.callbacks.filled_in import FilledIn  # noqa: E402
 from src.callbacks.finite_loss import FiniteLoss  # noqa: E402
 from src.callbacks.first_look import FirstLook, too_short, unknown_metric, watching  # noqa: E402
-from src.callbacks.hooks import skip_empty_hooks  # noqa: E402
+from src.callbacks.hooks import skip_empty_hooks, validate_after_steps  # noqa: E402
 from src.callbacks.stop_when_asked import StopWhenAsked  # noqa: E402
 from src.callbacks.time_limit import TimeLimit  # noqa: E402
 from src.callbacks.watchdog import Watchdog  # noqa: E402
@@ -491,8 +491,6 @@ def make_trainer(settings, run_folder, logger, pages, callbacks, more, parts):
         sys.exit(f"{local_size} processes on this node need a GPU each, but torch sees {torch.cuda.device_count()}")
     checkpoints = Checkpoints(run_folder, settings.checkpoint_every, settings.keep, settings.monitor)
     validate_every, unit = period(settings.validate_every, "--validate_every")
-    if unit == "steps":  # Lightning counts batches
-        validate_every *= settings.accumulate
     terminal = sys.stdout.isatty() and sys.stdin.isatty()
     callbacks = [callback for callback in callbacks if terminal or not isinstance(callback, ProgressBar)]
     # The pages come before the checkpoints: what they draw at the end is written when the last checkpoint is.
@@ -515,7 +513,7 @@ def make_trainer(settings, run_folder, logger, pages, callbacks, more, parts):
     profiler = None
     if settings.profile and rank_zero_only.rank == 0:
         profiler = PROFILERS[settings.profile](run_folder, "profiler")
-    return L.Trainer(
+    trainer = L.Trainer(
         accelerator="gpu" if gpu else "cpu",
         devices=local_size,
         num_nodes=world_size // local_size,
@@ -544,6 +542,9 @@ def make_trainer(settings, run_folder, logger, pages, callbacks, more, parts):
         enable_progress_bar=terminal,
         **more,
     )
+    if unit == "steps" and settings.accumulate > 1:
+        validate_after_steps(trainer, validate_every)
+    return trainer
 
 
 def make_strategy(settings, world_size, model):

@@ -5,6 +5,7 @@ import shutil
 import sys
 from types import SimpleNamespace
 
+import optuna
 import pytest
 import torch
 from lesson import REPOSITORY
@@ -15,6 +16,7 @@ sys.path.insert(0, str(REPOSITORY))
 from src.callbacks.checkpoints import Checkpoints, differs, to_resume
 from src.callbacks.exact_resume import other_plan, position
 from src.launch.progress import NONE_YET, NOTE, no_progress, write_note
+from src.search.trial import Report
 from src.utils.mean import Mean
 from src.utils.seeds import content_of, weights_checksum
 
@@ -173,6 +175,25 @@ def test_another_plan_between_two_epochs_is_accepted(folder):
     assert steps(folder) == [20, 30]
 
 
+def test_another_network_is_one_sentence(folder):
+    again = Training(folder, f"{SMALL} --max_epochs 2 --model.arch cnn")
+    assert again.wait() == 1
+    assert "Traceback" not in again.output()
+    assert "step=00000020.ckpt is of another network, so this one cannot resume it" in again.output().splitlines()[-1]
+
+
+def test_a_trial_is_not_pruned_for_a_value_that_is_not_a_number(tmp_path):
+    """Optuna prunes if it is told of a NaN."""
+    study = optuna.create_study(direction="maximize", pruner=optuna.pruners.MedianPruner(n_startup_trials=1))
+    study.add_trial(optuna.trial.create_trial(value=0.5, intermediate_values={0: 0.5, 1: 0.5}))
+    report = Report(study.ask(), "val/accuracy")
+    for value in (math.nan, math.inf, 0.6):
+        report.report(value)
+        report.validations += 1
+        assert not report.pruned
+    assert report.trial.study.trials[1].intermediate_values == {2: 0.6}
+
+
 def test_what_makes_another_plan():
     plan = {"accumulate": 1, "loaders": [{"samples": 96, "batch_size": 8, "seed": 1, "shuffle": True}]}
     assert other_plan(plan, plan) is None and other_plan(None, plan) is None
@@ -189,9 +210,10 @@ def test_a_checkpoint_of_an_older_version_is_one_sentence(tmp_path, content):
         position(tmp_path / "step=00000001.ckpt")
 
 
-def test_validations_and_checkpoints_count_the_same_steps(tmp_path):
-    """Nine batches in an epoch, three to a step."""
-    flags = "--threads 1 --limit_train_batches 9 --limit_val_batches 1 --keep all --max_epochs 4"
+@pytest.mark.parametrize(("batches", "epochs"), [(9, 4), (10, 3)])
+def test_validations_and_checkpoints_count_the_same_steps(tmp_path, batches, epochs):
+    """Three batches to a step; of ten batches the last is a step of its own."""
+    flags = f"--threads 1 --limit_train_batches {batches} --limit_val_batches 1 --keep all --max_epochs {epochs}"
     run = Training(tmp_path / "run", f"{flags} --accumulate 3 --validate_every 3 --checkpoint_every 3").ends_well()
     assert steps(run.folder) == [3, 6, 9, 12]
     assert [step + 1 for step, _ in curves(run.folder)["val/loss"]] == [3, 6, 9, 12]

@@ -7,6 +7,7 @@ trial: it goes on from its last checkpoint when Slurm starts them again, or afte
 
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -119,6 +120,9 @@ class Report(L.Callback):
         """In the first process. A validation that an attempt before this one has reported already is not again."""
         known = self.trial.study.trials[self.trial.number]
         if known.state in study.FINISHED or self.validations in known.intermediate_values:
+            return
+        if not math.isfinite(value):  # Optuna would prune a trial whose first value is NaN
+            log.warning(f"{self.monitor} is {value} in validation {self.validations + 1}: it is not compared")
             return
         self.trial.report(value, self.validations)
         if self.trial.should_prune():

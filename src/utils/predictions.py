@@ -23,6 +23,8 @@ from src.utils.processes import close_channel, gather, open_channel
 
 log = logging.getLogger(__name__)
 
+NUMPY_FLOATS = (torch.float16, torch.float32, torch.float64)
+
 
 class Predictions(L.Callback):
     """Writes what predict_step returns."""
@@ -98,7 +100,7 @@ def arrays_of(files):
         result, samples = named(batch["result"]), batch["samples"]
         if samples is None or result is None or not all(len(rows) == len(samples) for rows in result.values()):
             return None
-        shapes = {name: (rows.shape[1:], numpy_type(rows)) for name, rows in result.items()}
+        shapes = {name: (rows.shape[1:], known_to_numpy(rows).numpy().dtype) for name, rows in result.items()}
         if found not in (None, shapes):
             return None
         found = shapes
@@ -115,11 +117,17 @@ def named(result):
     result = {"predictions": result} if isinstance(result, torch.Tensor) else result
     if not isinstance(result, dict) or not result:
         return None
-    return result if all(isinstance(rows, torch.Tensor) and rows.dim() for rows in result.values()) else None
+    return result if all(map(has_rows, result.values())) else None
 
 
-def numpy_type(rows):
-    return np.float32 if rows.dtype == torch.bfloat16 else rows.numpy().dtype
+def has_rows(part):
+    """Whether a part of a result is an ordinary tensor with a row per sample."""
+    return isinstance(part, torch.Tensor) and part.dim() > 0 and part.layout is torch.strided and not part.is_quantized
+
+
+def known_to_numpy(rows):
+    """The same numbers in a type that NumPy has."""
+    return rows.float() if rows.is_floating_point() and rows.dtype not in NUMPY_FLOATS else rows.resolve_conj()
 
 
 def write_npz(target, arrays, files, classes):
@@ -138,7 +146,7 @@ def write_npz(target, arrays, files, classes):
     for path in files:
         batch = torch.load(path, weights_only=True, mmap=True)
         for name, rows in named(batch["result"]).items():
-            maps[name][batch["samples"].numpy()] = rows.to(torch.float32) if rows.dtype == torch.bfloat16 else rows
+            maps[name][batch["samples"].numpy()] = known_to_numpy(rows)
     shapes = {names[name]: tuple(shape) for name, (shape, _) in arrays.items()}
     if scores:
         for name, array in (("predicted", maps[only].argmax(1)), ("classes", np.array(classes))):
