@@ -603,7 +603,7 @@ def test_4_tasks_write_what_one_writes(tmp_path):
         ("unequal", "the tasks had [5, 6, 7, 8] items"),
         ("kill-7", "task 3 has given no sign of life for 4 s"),
         ("kill-join", "task 0 has given no sign of life for 4 s"),
-        ("hang-7", "task 3 has given no sign of life for 4 s: was it killed, or does an item take more than 3 s?"),
+        pytest.param("hang-7", "task 3 has given no sign of life for 4 s: was it killed", marks=pytest.mark.slow),
     ],
 )
 def test_one_task_that_fails_stops_all(tmp_path, what, reason):

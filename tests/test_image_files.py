@@ -155,6 +155,9 @@ def test_a_class_that_is_not_utf_8(tmp_path):
     folder = draw(tmp_path / "data", ("a", os.fsdecode(b"M\xfcller")))
     for sentence in refused(folder):
         assert r"b'M\xfcller'" in sentence and "is not UTF-8" in sentence
+    folder = draw(tmp_path / "more", ("a", "b\nc"))
+    for sentence in refused(folder):
+        assert r"'b\nc'" in sentence and "a control character" in sentence
 
 
 @pytest.mark.parametrize(

@@ -102,8 +102,10 @@ def find_folder(path):
         found = {part: ImageFiles(path / part) for part in parts} or {"train": ImageFiles(path)}
         if len(found) == 2:
             check_same_classes(found["train"], found["test"])
-    except (ImageError, OSError) as error:
+    except ImageError as error:
         raise PackError(str(error)) from None
+    except OSError as error:
+        raise PackError(f"{error.filename or path}: {error.strerror}") from None
     return found, next(iter(found.values())).classes
 
 

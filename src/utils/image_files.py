@@ -78,6 +78,8 @@ def check_name(name, folder):
         raise ImageError(
             f"the name of the folder {os.fsencode(name)!r} in {folder} is not UTF-8: rename it, for example with convmv"
         ) from None
+    if any(ord(letter) < 32 or ord(letter) == 127 for letter in name):
+        raise ImageError(f"the name of the folder {name!r} in {folder} holds a control character: rename it")
 
 
 def images_below(folder, above):
