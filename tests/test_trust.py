@@ -55,11 +55,8 @@ def test_the_results_of_submitit_are_read(tmp_path, protocol):
         assert runs.has_succeeded(tmp_path / "result.pkl") is succeeded
 
 
-def doubled():
-    pair = ()
-    for _ in range(60):
-        pair = (pair, pair)  # its hash takes a thousand years
-    return pair
+# A dictionary whose key is a pair of pairs of pairs ...: to compute its hash takes a thousand years.
+ENDLESS = b"\x80\x02})" + 60 * b"q\x00h\x00\x86" + b"Ns."
 
 
 @pytest.mark.parametrize(
@@ -67,7 +64,8 @@ def doubled():
     [
         lambda path: pickle.dumps(Evil(path)),
         lambda path: pickle.dumps(("success", Evil(path))),
-        lambda path: pickle.dumps(("success", {doubled(): 1})) if False else b"\x80\x04}" + b"(" * 1000,
+        lambda path: ENDLESS,
+        lambda path: b"\x80\x04}" + b"(" * 1000,
         lambda path: f"cos\nsystem\n(S'touch {path}'\ntR.".encode(),
         lambda path: pickle.dumps(["success", None]),
         lambda path: pickle.dumps(("success", None, None)),
