@@ -567,6 +567,15 @@ def test_code_that_is_edited_while_the_job_waits(code, tmp_path):
     assert provenance.store_if_changed(folder, "57-2") is True
 
 
+def test_the_packages_of_a_container_are_those_that_are_kept(code, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    provenance.store(folder, container="image.sif")
+    assert (folder / "git.txt").exists() and not (folder / "packages.txt").exists()
+    assert provenance.store_if_changed(folder, "57-0") is False  # in the container
+    assert "torch==" in (folder / "packages.txt").read_text()
+
+
 def test_a_repository_that_git_refuses_is_said(code, monkeypatch):
     from src.launch import checks
 
