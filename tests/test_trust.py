@@ -54,11 +54,8 @@ def test_the_results_of_submitit_are_read(tmp_path, protocol):
         assert runs.has_succeeded(tmp_path / "result.pkl") is succeeded
 
 
-def doubled():
-    pair = ()
-    for _ in range(60):
-        pair = (pair, pair)  # its hash takes a thousand years
-    return pair
+# A dictionary whose key is a pair of pairs of pairs ...: to compute its hash takes a thousand years.
+ENDLESS = b"\x80\x02})" + 60 * b"q\x00h\x00\x86" + b"Ns."
 
 
 @pytest.mark.parametrize(
@@ -66,7 +63,8 @@ def doubled():
     [
         lambda path: pickle.dumps(Evil(path)),
         lambda path: pickle.dumps(("success", Evil(path))),
-        lambda path: pickle.dumps(("success", {doubled(): 1})) if False else b"\x80\x04}" + b"(" * 1000,
+        lambda path: ENDLESS,
+        lambda path: b"\x80\x04}" + b"(" * 1000,
         lambda path: f"cos\nsystem\n(S'touch {path}'\ntR.".encode(),
         lambda path: pickle.dumps(["success", None]),
         lambda path: pickle.dumps(("success", None, None)),
@@ -519,6 +517,15 @@ def test_code_that_is_edited_while_the_job_waits(code, tmp_path):
     assert provenance.store_if_changed(folder, "57-1") is False
     (code / "a.py").write_text("again\n")
     assert provenance.store_if_changed(folder, "57-2") is True
+
+
+def test_the_packages_of_a_container_are_those_that_are_kept(code, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    provenance.store(folder, container="image.sif")
+    assert (folder / "git.txt").exists() and not (folder / "packages.txt").exists()
+    assert provenance.store_if_changed(folder, "57-0") is False  # in the container
+    assert "torch==" in (folder / "packages.txt").read_text()
 
 
 def test_a_repository_that_git_refuses_is_said(code, monkeypatch):

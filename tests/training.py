@@ -70,6 +70,7 @@ class Training:
             self.started = [started]
             self.outputs = self.outputs[:1]
         else:
+            before = os.environ.get("PYTHONPATH")
             os.environ["PYTHONPATH"] = str(REPOSITORY)  # the server is started at the first use
             port = free_port()
             self.started = [
@@ -78,6 +79,10 @@ class Training:
             ]
             for process in self.started:
                 process.start()
+            # Not for a lesson that is typed later in this process: there the root's src would hide its own.
+            del os.environ["PYTHONPATH"]
+            if before is not None:
+                os.environ["PYTHONPATH"] = before
 
     @property
     def pids(self):

@@ -127,7 +127,7 @@ def state(folder):
 ENDS = {"packages": "txt", "git": "txt", "changes": "patch"}
 
 
-def store(folder, job_id="", found=None):
+def store(folder, job_id="", found=None, container=None):
     """Write packages.txt, git.txt and changes.patch into a run's folder; without git only the first.
 
     `git apply changes.patch` in the commit that git.txt names brings the code back.
@@ -135,9 +135,12 @@ def store(folder, job_id="", found=None):
     Args:
         job_id: of a run that goes on: the files get it in their names, those of its beginning stay
         found: what state() has said; None: ask it
+        container: the image in which the job runs: its packages are not those of this Python
     """
     end = f"-{job_id}" if job_id else ""
     for name, content in (state(folder) if found is None else found).items():
+        if name == "packages" and container:
+            continue
         if name == "git":
             content = content.replace(b"yes, see changes", f"yes, see changes{end}.patch".encode(), 1)
         if content:
@@ -156,9 +159,9 @@ def store_if_changed(folder, attempt):
         name: sorted(folder.glob(f"{name}*.{ENDS[name]}"), key=lambda path: path.stat().st_mtime) for name in ENDS
     }
     found = state(folder)
+    if not stored["packages"]:  # this is the Python of a container
+        store(folder, found={"packages": found["packages"]})
     if not stored["git"] or "git" not in found:  # there is no git here, or there was none
-        if not stored["packages"]:
-            store(folder, found={"packages": found["packages"]})
         return False
     end = stored["git"][-1].stem.removeprefix("git")
     before = stored["git"][-1].read_bytes().replace(f"yes, see changes{end}.patch".encode(), b"yes, see changes", 1)

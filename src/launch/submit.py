@@ -178,7 +178,7 @@ def submit_to_slurm(command, config, request, folder):
         sys.exit(f"job {job_id} would go on with the old run in {new_folder}: Slurm counts anew, so move it away")
     with held_back(job_id):
         (new_folder / "config.yaml").write_text(config)
-        provenance.store(new_folder, job_id if folder else "")
+        provenance.store(new_folder, job_id if folder else "", container=job.container)
         write_record(new_folder, command, job, id=job_id)
     print_next(new_folder)
 
@@ -210,7 +210,7 @@ def submit_to_qsub(command, job, folder, goes_on):
             shutil.rmtree(folder)  # it holds nothing yet but what was asked for
         sys.exit(f"qsub did not take the job, nothing was submitted: {error}")
     write_record(folder, command, job)
-    provenance.store(folder, job_id if goes_on else "")
+    provenance.store(folder, job_id if goes_on else "", container=job.container)
     print_next(folder)
 
 
@@ -245,7 +245,7 @@ def submit_here(command, config, request, folder, goes_on):
         submitted = executor.submit(Run(command, config, str(folder), free_port()))
     pid = int(submitted.job_id)
     write_record(folder, command, job, **this_process(pid))
-    provenance.store(folder, pid if goes_on else "")
+    provenance.store(folder, pid if goes_on else "", container=job.container)
     print_next(folder)
 
 

@@ -70,7 +70,7 @@ def go_on(folder, job, search):
         numbers = left(folder)
         if numbers:
             again = f"{datetime.now():%Y-%m-%d_%H-%M-%S}" if (folder / "git.txt").exists() else ""
-            provenance.store(folder, again)
+            provenance.store(folder, again, container=job.container)
             if job.cluster == "slurm":
                 submit(folder, job, numbers, min(search.at_once, len(numbers)))
                 return
