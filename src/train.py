@@ -38,6 +38,7 @@ gc.disable()  # a million objects are made now that stay: to look through them t
 import lightning as L  # noqa: E402
 import torch  # noqa: E402
 from lightning.pytorch.callbacks import (  # noqa: E402
+    GradientAccumulationScheduler,
     ModelCheckpoint,
     ProgressBar,
     WeightAveraging,
@@ -542,7 +543,8 @@ def make_trainer(settings, run_folder, logger, pages, callbacks, more, parts):
         enable_progress_bar=terminal,
         **more,
     )
-    if unit == "steps" and settings.accumulate > 1:
+    scheduled = any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks)
+    if unit == "steps" and (settings.accumulate > 1 or scheduled):
         validate_after_steps(trainer, validate_every)
     return trainer
 

@@ -341,3 +341,40 @@ def test_attempts_that_never_begin_to_train_are_counted(tmp_path):
     assert "beyond step 0" in no_progress(tmp_path)
     (tmp_path / ".attempts").write_text("torn {")
     assert no_progress(tmp_path) is None
+
+
+COUNTING = """
+import os
+
+from src.callbacks import checkpoints
+from src.models.classifier import Classifier
+
+complete = checkpoints.is_complete
+
+
+def noted(path):
+    print("rank", os.environ["RANK"], "reads", path, flush=True)
+    return complete(path)
+
+
+checkpoints.is_complete = noted
+
+
+class Mine(Classifier):
+    pass
+"""
+
+
+@pytest.mark.slow
+def test_the_first_of_two_processes_chooses_the_checkpoint(run, folder, tmp_path):
+    """It alone reads all of it; if the run cannot be resumed, both end."""
+    (tmp_path / "mine.py").write_text(COUNTING)
+    flags = f"{SMALL} --max_epochs 1 --model mine.Mine"
+    again = Training(folder, flags, processes=2, path=tmp_path).ends_well()
+    assert weights(again) == weights(run)
+    assert "rank 0 reads" in again.output() and "rank 1 reads" not in again.output()
+    remove(folder, "checkpoints/*.ckpt")
+    refused = Training(folder, flags, processes=2, path=tmp_path)
+    assert refused.wait(120) == 1 and refused.codes() == [1, 1]
+    assert "Traceback" not in refused.output()
+    assert refused.output().count("cannot be resumed: step=00000020.ckpt is missing") == 1

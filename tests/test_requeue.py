@@ -13,6 +13,8 @@ from training import EVERYTHING
 sys.path.insert(0, str(REPOSITORY))
 from src.callbacks import stop_when_asked
 from src.callbacks.stop_when_asked import requeue_patiently
+from src.launch.payload import Run
+from src.launch.progress import write_note
 from src.utils.loggers import order_by_name
 
 
@@ -82,3 +84,12 @@ def test_curves_are_right_after_the_clock_was_set_back(tmp_path):
     events = EventAccumulator(str(tmp_path), EVERYTHING).Reload()
     assert [event.step for event in events.Tensors("loss")] == list(range(8))
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_run_that_makes_no_step_tells_submitit_not_to_requeue_it(tmp_path, caplog):
+    run = Run("fit", "", str(tmp_path))
+    assert [run.checkpoint() is None for _ in range(4)] == [False, False, True, False]
+    evaluation = Run("test", "", str(tmp_path))
+    assert all(evaluation.checkpoint() for _ in range(9))
+    write_note(tmp_path, "step=00000003.ckpt")
+    assert run.checkpoint() is not None

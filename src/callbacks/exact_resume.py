@@ -48,6 +48,7 @@ class ExactResume(L.Callback):
         self.seed = seed
         self.ours = []  # the callbacks that every run has
         self.callbacks = None  # the user's
+        self.accumulate = 1
         self.counting = None  # the metrics that had counted something when the validation began
         self.resumed = None  # what the checkpoint said
         self.first = {}  # of each holder of attributes, their fingerprints before the training
@@ -56,6 +57,7 @@ class ExactResume(L.Callback):
     def setup(self, trainer, module, stage):
         if self.callbacks is not None:  # of a command before this one
             return
+        self.accumulate = trainer.accumulate_grad_batches  # before a GradientAccumulationScheduler changes it
         self.callbacks = [callback for callback in trainer.callbacks if callback not in [*self.ours, self]]
         if reason := refused(self.callbacks):  # they may come from configure_callbacks()
             raise SystemExit(reason)
@@ -81,7 +83,9 @@ class ExactResume(L.Callback):
         loop.on_advance_start = on_advance_start
         if self.resumed is None:
             return
-        if self.resumed["in_epoch"] and (reason := other_plan(self.resumed.get("plan"), plan(trainer))):
+        if self.resumed["in_epoch"] and (
+            reason := other_plan(self.resumed.get("plan"), plan(trainer, self.accumulate))
+        ):
             raise SystemExit(reason)
         step = trainer.global_step
         if largest(step) != smallest(step):
@@ -181,7 +185,7 @@ class ExactResume(L.Callback):
             # A validation begins again, so what it has collected so far does not count either.
             "attributes": gather(self.changed_attributes(module) if self.attributes is None else self.attributes),
             "in_epoch": not between,
-            "plan": plan(trainer),
+            "plan": plan(trainer, self.accumulate),
             "frozen": [name for name, parameter in module.named_parameters() if not parameter.requires_grad],
             # With manual optimization gradients may be added up over several batches.
             "gradients": {} if module.automatic_optimization else gradients(module),
@@ -243,11 +247,11 @@ def next_logged_step(checkpoint):
     return 0 if checkpoint is None else position(checkpoint)["next_logged_step"]
 
 
-def plan(trainer):
+def plan(trainer, accumulate):
     """What decides which samples are in which batch of an epoch: the same plan, the same batches."""
     loaders = getattr(trainer.train_dataloader, "iterables", trainer.train_dataloader)
     parts = [part_of_plan(loader) for loader in tree_leaves(loaders)]
-    return plain({"accumulate": trainer.accumulate_grad_batches, "loaders": parts})
+    return plain({"accumulate": accumulate, "loaders": parts})
 
 
 def part_of_plan(loader):
