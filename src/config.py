@@ -40,7 +40,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 import src.datasets
 import src.models
 from src.datasets.datamodule import DataModule
-from src.launch.files import PRESETS, SETTINGS_KEYS, Loader, class_in, names_in
+from src.launch.files import PRESETS, SETTINGS_KEYS, Loader, class_in, names_in, read_yaml
 from src.settings import Settings
 from src.utils.attributes import STDLIB
 from src.utils.plain import plain
@@ -186,13 +186,18 @@ def sources_of(argv):
 
 
 def content_of(path):
-    """What a config file holds; None if it is empty, {} if it cannot be read: the parser says why."""
+    """What a config file holds, a dictionary. It is read here before jsonargparse does, as run.py reads it.
+
+    Raises:
+        ValueError, SystemExit: with one sentence that says what is wrong with it
+    """
+    if not os.path.isfile(path):
+        presets = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.yaml"))) or "none"
+        raise ValueError(f"--config {shortened(path)}: there is no such file, and no such preset: these are {presets}")
     try:
-        with open(path) as file:
-            content = yaml.load(file, Loader)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
-        return {}
-    return content if isinstance(content, dict) or content is None else {}
+        return read_yaml(pathlib.Path(path))
+    except ValueError as error:  # bytes that are no text, or a number that is no number
+        raise ValueError(f"{shortened(path)} cannot be read: {error}") from error
 
 
 def parse(parser, arguments, **options):
@@ -216,7 +221,7 @@ def merge(argv) -> str:
     for file, reason in BROKEN.items() if rank_zero_only.rank == 0 else ():
         print(f"warning: {file} cannot be imported, its classes are not known: {reason}", file=sys.stderr)
     files, flags = sources_of(argv)
-    pairs = [(path, content) for path in files if (content := content_of(path)) is not None]  # not the empty ones
+    pairs = [(path, content) for path in files if (content := content_of(path))]  # not the empty ones
     contents = [content for _, content in pairs]
     arguments = [word for path, _ in pairs for word in ("--config", path)] + flags
     typed = {flag.partition("=")[0].rstrip("+") for flag in flags if flag.startswith("--")}
