@@ -26,11 +26,12 @@ import sys
 import traceback
 import warnings
 from dataclasses import fields
+from enum import Enum
 from typing import Literal
 
 import lightning as L
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, set_loader
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, set_dumper, set_loader
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -58,7 +59,14 @@ def load(text):
     return content
 
 
+class Dumper(yaml.SafeDumper):
+    """Writes a text in place of an object, which writable() omits."""
+
+
+UNWRITABLE = "Unable to serialize instance"  # jsonargparse's words
+Dumper.add_multi_representer(object, lambda dumper, value: dumper.represent_str(UNWRITABLE))
 set_loader("yaml", load)
+set_dumper("yaml", lambda content: yaml.dump(content, Dumper=Dumper, sort_keys=False))
 
 log = logging.getLogger(__name__)
 log_once = rank_zero_only(log.info)
@@ -284,9 +292,31 @@ def merge(argv) -> str:
         check_optimization(classes["model"], given, contents)
         config.optimizer, config.lr_scheduler = None, None
     settings_of(config)  # checks what goes beyond types
+    for key in DEFAULTS:
+        omit_objects(config[key].get("init_args"), given[key].get("init_args") or {})
     absolute_paths(config)
     config.pop("config", None)
     return dump(config)
+
+
+def omit_objects(arguments, given):
+    """Omit defaults that are or hold objects: a file cannot hold them, and without them the class's own default holds.
+
+    Args:
+        arguments: of a class, with its defaults; changed in place
+        given: those that somebody has given
+    """
+    for name in list(vars(arguments or Namespace())):
+        if name not in given and not is_plain_data(arguments[name]):
+            del arguments[name]
+
+
+def is_plain_data(value):
+    if type(value) in (list, tuple):
+        return all(is_plain_data(part) for part in value)
+    if isinstance(value, dict):
+        return all(is_plain_data(part) for part in value.values())
+    return value is None or isinstance(value, (bool, int, float, str, Enum, os.PathLike, Namespace))
 
 
 def absolute_paths(config):
@@ -463,12 +493,19 @@ def writable(value):
 def unwritable(value):
     if isinstance(value, list):
         return any(unwritable(part) for part in value)
-    return isinstance(value, str) and value.startswith("Unable to serialize instance")
+    return isinstance(value, str) and value.startswith(UNWRITABLE)
 
 
 def read(text) -> Namespace:
-    """A text that merge() made, as a namespace."""
-    return make_parser().parse_string(text)
+    """A text that merge() made, as a namespace.
+
+    Raises:
+        ValueError: with one sentence
+    """
+    try:
+        return make_parser().parse_string(text)
+    except ArgumentError as error:
+        raise ValueError(one_sentence(error)) from error
 
 
 def instantiate(config, processes=1):
