@@ -26,11 +26,12 @@ import sys
 import traceback
 import warnings
 from dataclasses import fields
+from enum import Enum
 from typing import Literal
 
 import lightning as L
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, set_loader
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, set_dumper, set_loader
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -40,7 +41,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 import src.datasets
 import src.models
 from src.datasets.datamodule import DataModule
-from src.launch.files import PRESETS, SETTINGS_KEYS, Loader, class_in, names_in
+from src.launch.files import PRESETS, SETTINGS_KEYS, Loader, class_in, names_in, read_yaml
 from src.settings import Settings
 from src.utils.attributes import STDLIB
 from src.utils.plain import plain
@@ -58,7 +59,14 @@ def load(text):
     return content
 
 
+class Dumper(yaml.SafeDumper):
+    """Writes a text in place of an object, which writable() omits."""
+
+
+UNWRITABLE = "Unable to serialize instance"  # jsonargparse's words
+Dumper.add_multi_representer(object, lambda dumper, value: dumper.represent_str(UNWRITABLE))
 set_loader("yaml", load)
+set_dumper("yaml", lambda content: yaml.dump(content, Dumper=Dumper, sort_keys=False))
 
 log = logging.getLogger(__name__)
 log_once = rank_zero_only(log.info)
@@ -186,13 +194,18 @@ def sources_of(argv):
 
 
 def content_of(path):
-    """What a config file holds; None if it is empty, {} if it cannot be read: the parser says why."""
+    """What a config file holds, a dictionary. It is read here before jsonargparse does, as run.py reads it.
+
+    Raises:
+        ValueError, SystemExit: with one sentence that says what is wrong with it
+    """
+    if not os.path.isfile(path):
+        presets = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.yaml"))) or "none"
+        raise ValueError(f"--config {shortened(path)}: there is no such file, and no such preset: these are {presets}")
     try:
-        with open(path) as file:
-            content = yaml.load(file, Loader)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
-        return {}
-    return content if isinstance(content, dict) or content is None else {}
+        return read_yaml(pathlib.Path(path))
+    except ValueError as error:  # bytes that are no text, or a number that is no number
+        raise ValueError(f"{shortened(path)} cannot be read: {error}") from error
 
 
 def parse(parser, arguments, **options):
@@ -216,7 +229,7 @@ def merge(argv) -> str:
     for file, reason in BROKEN.items() if rank_zero_only.rank == 0 else ():
         print(f"warning: {file} cannot be imported, its classes are not known: {reason}", file=sys.stderr)
     files, flags = sources_of(argv)
-    pairs = [(path, content) for path in files if (content := content_of(path)) is not None]  # not the empty ones
+    pairs = [(path, content) for path in files if (content := content_of(path))]  # not the empty ones
     contents = [content for _, content in pairs]
     arguments = [word for path, _ in pairs for word in ("--config", path)] + flags
     typed = {flag.partition("=")[0].rstrip("+") for flag in flags if flag.startswith("--")}
@@ -279,9 +292,31 @@ def merge(argv) -> str:
         check_optimization(classes["model"], given, contents)
         config.optimizer, config.lr_scheduler = None, None
     settings_of(config)  # checks what goes beyond types
+    for key in DEFAULTS:
+        omit_objects(config[key].get("init_args"), given[key].get("init_args") or {})
     absolute_paths(config)
     config.pop("config", None)
     return dump(config)
+
+
+def omit_objects(arguments, given):
+    """Omit defaults that are or hold objects: a file cannot hold them, and without them the class's own default holds.
+
+    Args:
+        arguments: of a class, with its defaults; changed in place
+        given: those that somebody has given
+    """
+    for name in list(vars(arguments or Namespace())):
+        if name not in given and not is_plain_data(arguments[name]):
+            del arguments[name]
+
+
+def is_plain_data(value):
+    if type(value) in (list, tuple):
+        return all(is_plain_data(part) for part in value)
+    if isinstance(value, dict):
+        return all(is_plain_data(part) for part in value.values())
+    return value is None or isinstance(value, (bool, int, float, str, Enum, os.PathLike, Namespace))
 
 
 def absolute_paths(config):
@@ -458,12 +493,19 @@ def writable(value):
 def unwritable(value):
     if isinstance(value, list):
         return any(unwritable(part) for part in value)
-    return isinstance(value, str) and value.startswith("Unable to serialize instance")
+    return isinstance(value, str) and value.startswith(UNWRITABLE)
 
 
 def read(text) -> Namespace:
-    """A text that merge() made, as a namespace."""
-    return make_parser().parse_string(text)
+    """A text that merge() made, as a namespace.
+
+    Raises:
+        ValueError: with one sentence
+    """
+    try:
+        return make_parser().parse_string(text)
+    except ArgumentError as error:
+        raise ValueError(one_sentence(error)) from error
 
 
 def instantiate(config, processes=1):

@@ -13,6 +13,8 @@ from training import Training
 
 PROJECTS = REPOSITORY / "tests/projects"
 sys.path[:0] = [str(REPOSITORY), str(PROJECTS)]
+from arguments import Holders  # noqa: E402
+
 from src.config import instantiate, merge, read  # noqa: E402
 
 CLASSIC = {"data_dir": os.getcwd(), "batch_size": 32, "seed": 42, "num_workers": 4}
@@ -107,6 +109,15 @@ def test_defaults_that_are_objects():
     assert isinstance(act, nn.ReLU) and where == torch.device("cpu") and dtype == torch.float64
     assert function is F.relu and init(7) == 7 and norm is nn.LayerNorm and weights.tolist() == [1, 1]
     assert model.hidden == 4
+
+
+def test_defaults_that_hold_objects():
+    """They are the class's own, also when the configuration is read again, and what was given beside them counts."""
+    given = made("--model arguments.Holders --model.kind BIG --data arguments.Bare").model.given
+    own = Holders().given
+    assert [repr(value) for value in given[:3]] == [repr(value) for value in own[:3]]
+    assert list(given[3]) == ["act", "width"] and isinstance(given[3]["act"], nn.ReLU)
+    assert given[4] == [torch.device("cpu")] and given[5].value == "big" and given[6] == float("inf")
 
 
 @pytest.mark.parametrize(

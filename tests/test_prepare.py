@@ -1,7 +1,6 @@
 """Mistakes in the configuration end the command, before a run folder is made or a job submitted."""
 
 import argparse
-import contextlib
 import errno
 import os
 import signal
@@ -368,15 +367,9 @@ class Paths(L.LightningDataModule):
 
 def test_paths_are_absolute(here):
     (here / "there").mkdir()
-    flags = f"--model small.Net --data {__name__}.Paths --data_dir x --data.path there --init_from ~/w.pt"
-    with contextlib.suppress(ValueError):
-        merge(flags.split())  # Paths has no data_dir
-    flags = (
-        flags.replace("--data_dir x", "")
-        + " --data.own_file ~/f --data.options "
-        + '{"data_dir":"there","name":"there"}'
-    )
-    config = yaml.safe_load(merge(flags.split()))
+    flags = f"--model small.Net --data {__name__}.Paths --data.path there --init_from ~/w.pt --data.own_file ~/f"
+    options = '--data.options={"data_dir": "there", "name": "there"}'
+    config = yaml.safe_load(merge([*flags.split(), options]))
     data = config["data"]["init_args"]
     assert data["path"] == data["options"]["data_dir"] == str(here / "there")
     assert data["root"] == "nothing" and data["stage"] == "train"  # there is no such file
@@ -590,3 +583,23 @@ def test_a_run_folder_may_have_the_name_of_a_logger(tmp_path, monkeypatch):
     monkeypatch.setattr("src.utils.loggers.WandbLogger", Wandb)
     make_logger("wandb", tmp_path / "tensorboard", {"seed": 1}, 0)
     assert made == [("tensorboard", "tensorboard"), {"seed": 1}]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"seed: [", "is not YAML"),
+        (b"- seed", "has to hold lines such as"),
+        ("# für Müller\nseed: 3".encode("latin1"), "utf-8"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path, content, words):
+    (tmp_path / "mine.yaml").write_bytes(content)
+    sentence = refusal(f"--config {tmp_path}/mine.yaml")
+    assert words in sentence.replace("UTF", "utf") and "mine.yaml" in sentence
+    assert "no such preset: these are cifar10_fast" in refusal("--config /no/such.yaml")
+
+
+def test_an_empty_file_has_no_effect(tmp_path):
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    assert merge(["--config", f"{tmp_path}/empty.yaml"]) == merge([])

@@ -79,6 +79,27 @@ class Objects(L.LightningModule):
         self.hidden = hidden
 
 
+class Kind(Enum):
+    BIG = "big"
+
+
+class Holders(L.LightningModule):
+    """Defaults that hold objects, or that YAML has no word for."""
+
+    def __init__(
+        self,
+        scalar=np.float32(1),  # noqa: B008
+        several={1, 2},  # noqa: B006
+        number=1j,
+        layers={"act": nn.ReLU(), "width": 3},  # noqa: B006, B008
+        devices: list = [torch.device("cpu")],  # noqa: B006, B008
+        kind: Kind | None = None,
+        largest: float = float("inf"),
+    ):
+        super().__init__()
+        self.given = [scalar, several, number, layers, devices, kind, largest]
+
+
 class Own(L.LightningModule):
     def __init__(self, lr: float = 0.1):
         super().__init__()
@@ -86,10 +107,6 @@ class Own(L.LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=self.lr)
-
-
-class Kind(Enum):
-    BIG = "big"
 
 
 @dataclass
