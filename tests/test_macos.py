@@ -12,7 +12,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from lesson import REPOSITORY, Root, until
+from lesson import REPOSITORY, SLOW, Root, until
 from PIL import Image
 from training import clean
 
@@ -46,6 +46,7 @@ SMALL = "--model.arch mlp --max_epochs 1 --limit_train_batches 3 --limit_val_bat
 def mac(tmp_path):
     """A copy of the root; .type(COMMAND) types a command there as on macOS."""
     root = Root("10-your-own-project", tmp_path)
+    (root.folder / "src/callbacks/slow.py").write_text(SLOW)
     (tmp_path / "site").mkdir()
     (tmp_path / "site/sitecustomize.py").write_text(SITE)
     write_ps(tmp_path / "bin")
@@ -102,14 +103,18 @@ def test_a_first_hour(mac):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "test accuracy" in done.stdout
 
-    done = mac.type("python run.py --cluster local --name second --model.arch mlp --max_epochs 1000")
+    flags = f"{SMALL} --max_epochs 10000 --callbacks+=src.callbacks.slow.Slow --callbacks.seconds 0.2"
+    done = mac.type(f"python run.py --cluster local --name second {flags}")
     assert done.returncode == 0, done.stdout + done.stderr
     [run] = re.findall(r"^run (\S+)", done.stdout, re.MULTILINE)
-    until(lambda: "epoch: 01/1000" in mac.type(f"python run.py log {run}").stdout, 120)
-    listed = mac.type("python run.py list").stdout
-    assert re.search(rf"^{run} +RUNNING ", listed, re.MULTILINE), listed
-    assert re.search(r"first +COMPLETED|COMPLETED +first", listed), listed
-    done = mac.type(f"python run.py cancel {run}")
+    try:
+        until(lambda: any("epoch: 01/" in path.read_text() for path in mac.folder.glob(f"logs/{run}/*_0_log.out")))
+        assert "epoch: 01/10000" in mac.type(f"python run.py log {run}").stdout
+        listed = mac.type("python run.py list").stdout
+        assert re.search(rf"^{run} +RUNNING ", listed, re.MULTILINE), listed
+        assert re.search(r"^\S+_first +COMPLETED ", listed, re.MULTILINE), listed
+    finally:
+        done = mac.type(f"python run.py cancel {run}")
     assert "cancelled" in done.stdout, done.stdout + done.stderr
     assert re.search(rf"^{run} +CANCELLED ", mac.type("python run.py list").stdout, re.MULTILINE)
 
