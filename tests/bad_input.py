@@ -44,12 +44,33 @@ class Row:
     stdout: bool = False
 
     @property
+    def heavy(self) -> bool:
+        """Whether the command looks at it when torch is imported."""
+        return self.words[0].startswith("src/") or self.name.startswith(HEAVY)
+
+    @property
     def slow(self) -> bool:
         """Whether it is much like other rows, and need not be tried each time."""
         return self.name.startswith(SLOW)
 
 
 ROWS: list[Row] = []
+HEAVY = (
+    *(
+        "model-",
+        "data-",
+        "optimizer-",
+        "lr",
+        "scheduler-",
+        "logger-",
+        "callbacks-",
+        "trainer-",
+        "init_from-",
+        "config-",
+    ),
+    *("hdf5-", "folder-", "test-", "search-value-", "resume-config", "repeat-config", "sync-", "threads-", "scale_lr-"),
+    *("accumulate-", "cuda-"),
+)
 SLOW = (
     *("lesson-05", "lesson-06", "lesson-07", "cancel-damaged", "report-damaged", "repeat-damaged", "train-config"),
     *("resume-config", "repeat-config", "hdf5-", "pack-image", "max_time", "validate_every", "train-folder"),
@@ -57,7 +78,7 @@ SLOW = (
 LONG = "x" * 300  # longer than a name may be in any file system
 DIGITS = "9" * 5000  # more than Python reads as a number
 NOBODY = 65534
-DEFAULTS = {}  # what a run's folder holds, made by begin()
+TEMPLATES = Path()  # the folder that make_templates() has filled
 
 
 def row(name: str, command: str | list[str], *message: str, **more) -> None:
@@ -67,12 +88,8 @@ def row(name: str, command: str | list[str], *message: str, **more) -> None:
     ROWS.append(Row(name, words, list(message), **more))
 
 
-def begin(folder: Path) -> None:
-    """Make what the rows share, in the process that has imported src.
-
-    Args:
-        folder: for a packed file and a study, which are copied into sandboxes
-    """
+def make_templates(folder: Path) -> None:
+    """Make what is copied into sandboxes: a run, a packed file and a study. Needs the process that has imported src."""
     import contextlib
     import dataclasses
     import io
@@ -89,15 +106,13 @@ def begin(folder: Path) -> None:
         def decode(self, part, number):
             return np.zeros((3, 8, 8), np.uint8), number % 2
 
-    DEFAULTS["job"] = dataclasses.asdict(Job(name="fit"))
-    DEFAULTS["config"] = merge([])
-    for name in ("packed", "study"):
-        (folder / name).mkdir()
-        DEFAULTS[name] = folder / name
+    for name in ("run", "packed", "study"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "config.yaml").write_text(merge([]))
+    (folder / "run/job.json").write_text(json.dumps(dataclasses.asdict(Job(name="fit"))))
     with contextlib.redirect_stderr(io.StringIO()):
         Writer({"train": range(12), "test": range(12)}, ["a", "b"]).write(folder / "packed/data.h5")
     study.create(folder / "study", Search(2, 1), {"optimizer.lr": "0.1,0.2"}, 1, "val/accuracy", False)
-    (folder / "study/config.yaml").write_text(DEFAULTS["config"])
 
 
 # What files can be, other than a text.
@@ -161,7 +176,8 @@ def run(record: object = None, text: Content | None = None, config: Content | No
         path.mkdir(parents=True, exist_ok=True)
         submission = {"submitted": "2026-01-02 03:04:05", "pid": 4242, "started": 1.0, "host": "elsewhere"}
         submission |= {"ended": "2026-01-02 03:05:05", "outcome": "COMPLETED"}
-        usual = {"command": "fit", "submissions": [submission], "job": DEFAULTS["job"] | {"cluster": "local"} | job}
+        defaults = json.loads((TEMPLATES / "run/job.json").read_text())
+        usual = {"command": "fit", "submissions": [submission], "job": defaults | {"cluster": "local"} | job}
         content = {key: value for key, value in (usual | (record or {})).items() if value is not ...}
         content["job"] = (
             {key: value for key, value in content["job"].items() if value is not ...}
@@ -171,7 +187,7 @@ def run(record: object = None, text: Content | None = None, config: Content | No
         if "job" in (record or {}) and record["job"] is ...:
             content.pop("job")
         place(path / "run.json", json.dumps(content) if text is None else text)
-        place(path / "config.yaml", DEFAULTS["config"] if config is None else config)
+        place(path / "config.yaml", (TEMPLATES / "run/config.yaml").read_text() if config is None else config)
         (path / "4242_0_log.out").write_text("epoch: 01/10    training loss: 0.5\n")
 
     return make
@@ -753,7 +769,7 @@ def study(text: Content = STUDY, journal: Content | None = None) -> Content:
     """A study's folder: study.yaml with this text, and a journal, which is right if none is given."""
 
     def make(path: Path) -> None:
-        shutil.copytree(DEFAULTS["study"], path)
+        shutil.copytree(TEMPLATES / "study", path)
         (path / "study.yaml").unlink()
         place(path / "study.yaml", text)
         if journal is not None:
@@ -974,7 +990,7 @@ def packed(change: Callable[[dict], object] | None = None, index: Content | None
     """
 
     def make(path: Path) -> None:
-        shutil.copytree(DEFAULTS["packed"], path)
+        shutil.copytree(TEMPLATES / "packed", path)
         if change:
             content = json.loads((path / "data.json").read_text())
             content = change(content) or content
@@ -1013,6 +1029,7 @@ def shard(name: str, path: str) -> dict:
     return {name: {"bytes": os.stat(path).st_size, "sha256": "x"}}
 
 
+RUN_PY = "../../repository/run.py"
 PACKED = {
     "no-index": packed(lambda index: None, index=lambda path: None),
     "index-empty": packed(index=""),
@@ -1035,7 +1052,7 @@ PACKED = {
     "index-files-empty": packed(lambda index: index | {"files": {}}),
     "index-bytes-text": packed(lambda index: index | {"files": {"data.h5": {"bytes": "x", "sha256": "x"}}}),
     "index-absolute": packed(lambda index: index | {"files": index["files"] | shard("/etc/passwd", "/etc/passwd")}),
-    "index-dots": packed(lambda index: index | {"files": index["files"] | shard("../../repository/run.py", "../repository/run.py")}),
+    "index-dots": packed(lambda index: index | {"files": index["files"] | shard(RUN_PY, RUN_PY[3:])}),
     "index-about": packed(lambda index: index | {"about": 5}),
     "index-unknown": packed(lambda index: index | {"more": 5}),
     "data-empty": packed(data=b""),

@@ -68,5 +68,5 @@ def faults(row: Row, result: Result, box: str) -> list[tuple[str, str]]:
     "row", [pytest.param(row, id=ascii(row.name)[1:-1], marks=[pytest.mark.slow] * row.slow) for row in ROWS]
 )
 def test_a_wrong_input_gets_one_sentence(sandboxes, row):
-    result = sandboxes.run(row.name)
+    result = sandboxes.run(row)
     assert not faults(row, result, str(sandboxes.folder / "box"))
