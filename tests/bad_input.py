@@ -77,7 +77,8 @@ SLOW = (
 )
 LONG = "x" * 300  # longer than a name may be in any file system
 DIGITS = "9" * 5000  # more than Python reads as a number
-NOBODY = 65534
+NOBODY = 65534  # the user who may not read what another user keeps to himself
+STRANGER = 12345  # a user whom the system does not know by name
 TEMPLATES = Path()  # the folder that make_templates() has filled
 
 
@@ -555,8 +556,8 @@ for kind, value in {
 }.items():
     row(f"config-name-{kind}", ["run.py", f"--config={value}"], "--config", value[:5])
     row(f"train-config-name-{kind}", ["src/train.py", "fit", "--prepare", f"--config={value}"], value[:5])
-row("config-home-unset", "run.py --config ~/a.yaml", "a.yaml", env={"HOME": None}, uid=12345)
-row("log_path-home-unset", ["run.py", "--log_path=~/logs"], "--log_path", "~/logs", env={"HOME": None}, uid=12345)
+row("config-home-unset", "run.py --config ~/a.yaml", "a.yaml", env={"HOME": None}, uid=STRANGER)
+row("log_path-home-unset", ["run.py", "--log_path=~/logs"], "--log_path", "~/logs", env={"HOME": None}, uid=STRANGER)
 for kind in ("latin1", "list", "tab", "duplicate", "nul", "deep", "digits"):
     row(f"site-{kind}", "run.py", "mine.yaml", files={"mine.yaml": YAML[kind][0]}, env={"RUN_SITE": "mine.yaml"})
 for kind, text in {"unknown": "partiton: x\n", "type": "nodes: many\n", "log_path-number": "log_path: 5\n",

@@ -32,7 +32,6 @@ import quick_python
 REPOSITORY = Path(__file__).resolve().parents[1]
 LIMIT = 10  # seconds for one command; most take a tenth of one
 MEMORY = 1 << 30  # bytes that a command may take more than its imports have taken
-NOBODY = 65534  # the user who may not read what another user keeps to himself
 LIGHT = """
     submitit src.launch.sagemaker src.launch.qsub src.launch.report src.search.command src.search.start
     src.search.study src.doctor.start _strptime
@@ -41,7 +40,7 @@ HEAVY = [*LIGHT, *quick_python.IMPORTS, "src.train", "src.search.trial", "src.do
 PR_SET_CHILD_SUBREAPER = 36
 
 # The guard sees in /proc what `python` was called with. A shell starts faster than a Python that would ask over a
-# socket, and NOBODY may not be able to start Python.
+# socket, and not every user may be able to start Python.
 CLIENT = """#!/bin/sh
 folder=${0%/*}/..
 mkfifo "$folder/$$" && echo $$ > "$folder/requests" && read -r code < "$folder/$$" && rm "$folder/$$"
@@ -87,7 +86,7 @@ class Sandboxes:
 
     def __enter__(self) -> "Sandboxes":
         self.folder = Path(tempfile.mkdtemp(prefix="bad-"))
-        self.folder.chmod(0o777)  # for NOBODY
+        self.folder.chmod(0o777)  # for the users of the rows
         os.mkfifo(self.folder / "requests")
         (self.folder / "requests").chmod(0o666)
         copy_repository(self.folder / "repository")
@@ -155,7 +154,7 @@ def serve(folder: Path, kind: str) -> None:
     bad_input.TEMPLATES = templates
     rows = {row.name: row for row in bad_input.ROWS}
     gc.freeze()
-    os.umask(0)  # for NOBODY
+    os.umask(0)  # for the users of the rows
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans of the commands become children
     answers = os.dup(1)
     os.set_inheritable(answers, False)
