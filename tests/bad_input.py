@@ -44,20 +44,42 @@ class Row:
     stdout: bool = False
 
     @property
+    def heavy(self) -> bool:
+        """Whether the command looks at it when torch is imported."""
+        return self.words[0].startswith("src/") or self.name.startswith(HEAVY)
+
+    @property
     def slow(self) -> bool:
         """Whether it is much like other rows, and need not be tried each time."""
         return self.name.startswith(SLOW)
 
 
 ROWS: list[Row] = []
+HEAVY = (
+    *(
+        "model-",
+        "data-",
+        "optimizer-",
+        "lr",
+        "scheduler-",
+        "logger-",
+        "callbacks-",
+        "trainer-",
+        "init_from-",
+        "config-",
+    ),
+    *("hdf5-", "folder-", "test-", "search-value-", "resume-config", "repeat-config", "sync-", "threads-", "scale_lr-"),
+    *("accumulate-", "cuda-"),
+)
 SLOW = (
     *("lesson-05", "lesson-06", "lesson-07", "cancel-damaged", "report-damaged", "repeat-damaged", "train-config"),
     *("resume-config", "repeat-config", "hdf5-", "pack-image", "max_time", "validate_every", "train-folder"),
 )
 LONG = "x" * 300  # longer than a name may be in any file system
 DIGITS = "9" * 5000  # more than Python reads as a number
-NOBODY = 65534
-DEFAULTS = {}  # what a run's folder holds, made by begin()
+NOBODY = 65534  # the user who may not read what another user keeps to himself
+STRANGER = 12345  # a user whom the system does not know by name
+TEMPLATES = Path()  # the folder that make_templates() has filled
 
 
 def row(name: str, command: str | list[str], *message: str, **more) -> None:
@@ -67,12 +89,8 @@ def row(name: str, command: str | list[str], *message: str, **more) -> None:
     ROWS.append(Row(name, words, list(message), **more))
 
 
-def begin(folder: Path) -> None:
-    """Make what the rows share, in the process that has imported src.
-
-    Args:
-        folder: for a packed file and a study, which are copied into sandboxes
-    """
+def make_templates(folder: Path) -> None:
+    """Make what is copied into sandboxes: a run, a packed file and a study. Needs the process that has imported src."""
     import contextlib
     import dataclasses
     import io
@@ -89,15 +107,13 @@ def begin(folder: Path) -> None:
         def decode(self, part, number):
             return np.zeros((3, 8, 8), np.uint8), number % 2
 
-    DEFAULTS["job"] = dataclasses.asdict(Job(name="fit"))
-    DEFAULTS["config"] = merge([])
-    for name in ("packed", "study"):
-        (folder / name).mkdir()
-        DEFAULTS[name] = folder / name
+    for name in ("run", "packed", "study"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "config.yaml").write_text(merge([]))
+    (folder / "run/job.json").write_text(json.dumps(dataclasses.asdict(Job(name="fit"))))
     with contextlib.redirect_stderr(io.StringIO()):
         Writer({"train": range(12), "test": range(12)}, ["a", "b"]).write(folder / "packed/data.h5")
     study.create(folder / "study", Search(2, 1), {"optimizer.lr": "0.1,0.2"}, 1, "val/accuracy", False)
-    (folder / "study/config.yaml").write_text(DEFAULTS["config"])
 
 
 # What files can be, other than a text.
@@ -161,7 +177,8 @@ def run(record: object = None, text: Content | None = None, config: Content | No
         path.mkdir(parents=True, exist_ok=True)
         submission = {"submitted": "2026-01-02 03:04:05", "pid": 4242, "started": 1.0, "host": "elsewhere"}
         submission |= {"ended": "2026-01-02 03:05:05", "outcome": "COMPLETED"}
-        usual = {"command": "fit", "submissions": [submission], "job": DEFAULTS["job"] | {"cluster": "local"} | job}
+        defaults = json.loads((TEMPLATES / "run/job.json").read_text())
+        usual = {"command": "fit", "submissions": [submission], "job": defaults | {"cluster": "local"} | job}
         content = {key: value for key, value in (usual | (record or {})).items() if value is not ...}
         content["job"] = (
             {key: value for key, value in content["job"].items() if value is not ...}
@@ -171,7 +188,7 @@ def run(record: object = None, text: Content | None = None, config: Content | No
         if "job" in (record or {}) and record["job"] is ...:
             content.pop("job")
         place(path / "run.json", json.dumps(content) if text is None else text)
-        place(path / "config.yaml", DEFAULTS["config"] if config is None else config)
+        place(path / "config.yaml", (TEMPLATES / "run/config.yaml").read_text() if config is None else config)
         (path / "4242_0_log.out").write_text("epoch: 01/10    training loss: 0.5\n")
 
     return make
@@ -256,7 +273,7 @@ for value in ("nan", "inf", "1e400", "-1", "0", "x", "1_0.5", ""):
         f"gradient_clip-{value}",
         ["run.py", f"--gradient_clip={value}"],
         "--gradient_clip",
-        value,
+        value.replace("1e400", "inf"),
         "number above 0|finite",
     )
 row("seed-too-large", "run.py --seed 4294967296", "--seed 4294967296", "4294967295|2**32")
@@ -264,18 +281,19 @@ row("seed-a-date", "run.py --seed 20261127223141", "--seed 20261127223141", "429
 row("seed-in-a-file", "run.py --config a.yaml", "seed", "4294967296", "4294967295|2**32",
     files={"a.yaml": "seed: 4294967296\n"})  # fmt: skip
 HUGE = "1" + "0" * 30
-for flag in ("batch_size", "accumulate", "scale_lr", "max_epochs", "max_steps", "threads", "limit_train_batches"):
+for flag in ("accumulate", "threads"):  # as many epochs may be, they do not come to an end
     row(f"{flag}-huge", f"run.py --{flag} {HUGE}", f"--{flag}", HUGE[:9])
+row("scale_lr-huge", f"run.py --scale_lr 1{'0' * 400}", "--scale_lr", HUGE[:9])
 row("threads-many", "run.py --threads 1000000", "--threads 1000000")
 for kind, value in {"empty": "", "no-unit": "4000", "GB": "4GB", "zero": "0G", "negative": "-1G", "small": "4g",
                     "blank": "4 G", "arabic": "1٤G", "point": "1.5G", "newline": "4G\n"}.items():  # fmt: skip
-    row(f"mem-{kind}", ["run.py", f"--mem={value}"], "--mem", "500M or 4G|500M, 4G")
+    row(f"mem-{kind}", ["run.py", f"--mem={value}"], "--mem", "500M or 4G|needs a value|line breaks")
 row("mem-digits", ["run.py", "--mem", f"{DIGITS}G"], "--mem", "99999")
 TIMES = {"empty": "", "number": "30", "zero": "00:00:00", "minutes": "00:61:00", "negative": "-00:10:00",
          "days": "1-2-3", "words": "10 min", "arabic": "٠٠:10:00", "newline": "00:10:00\n", "inf": "inf"}  # fmt: skip
 for kind, value in TIMES.items():
-    row(f"time-{kind}", ["run.py", f"--time={value}"], "--time", "HH:MM:SS")
-    row(f"max_time-{kind}", ["run.py", f"--max_time={value}"], "--max_time", "HH:MM:SS")
+    row(f"time-{kind}", ["run.py", f"--time={value}"], "--time", "HH:MM:SS|needs a value|line breaks")
+    row(f"max_time-{kind}", ["run.py", f"--max_time={value}"], "--max_time", "HH:MM:SS|needs a value|line breaks")
 row("time-digits", ["run.py", "--time", f"{DIGITS}-00:00:00"], "--time", "99999")
 for flag in ("checkpoint_every", "validate_every"):
     for value in ("0", "-1", "1.5", "2weeks", "", "1_000", "²epochs", "epochs", "inf", "true", "[1]"):
@@ -298,7 +316,7 @@ for flag, value, allowed in [
     row(f"{flag}-{value or 'empty'}", ["run.py", f"--{flag}={value}"], f"--{flag}", value, allowed)
 for kind, value in {"slash": "a/b", "dots": "..", "dot": ".", "empty": "", "blank": "a b", "long": LONG,
                     "newline": "a\nb", "percent": "a%jb", "escape": "a\x1b[2J", "star": "*"}.items():  # fmt: skip
-    row(f"name-{kind}", ["run.py", f"--name={value}"], "--name", value.split("\n")[0][:5].replace("\x1b", "x1b"))
+    row(f"name-{kind}", ["run.py", f"--name={value}"], "--name", value.split("\n")[0][:5].replace("\x1b[2J", ""))
 CONTROL = ["partition", "account", "qos", "constraint", "wckey", "log_path", "parallel_environment", "container",
            "container_program", "mpirun"]  # fmt: skip
 for flag in CONTROL:
@@ -317,14 +335,14 @@ for flag in ("partition", "account"):
             ["run.py", "--cluster", cluster, f"--{flag}=a -l b"],
             f"--{flag}",
             "a -l b",
-            "blank|space",
+            "blank|space|holds",
         )
 row("modules-command", ["run.py", "--modules=[gcc; touch X]"], "--modules", "gcc; touch X")
 row("modules-scalar", ["run.py", "--modules={a: 1}"], "--modules", "a list")
 row("setup-scalar", ["run.py", "--setup=3"], "--setup", "a list")
 for value in ("{x}", "{", "}", "{}", "{0}", "{processes!r:>999999999}", "{processes.__class__}", "{nodes[0]}"):
     row(f"mpirun-{value}", ["run.py", "--cluster", "pbs", f"--mpirun=mpirun {value}"], "--mpirun", "{processes}")
-row("directives-slurm", "run.py --cluster slurm --directives '[-l x]'", "--directives", "pbs")
+row("directives-slurm", "run.py --cluster slurm --directives '[-l x]'", "--directives", "pbs|sbatch")
 row("container-missing", "run.py --container no.sif", "--container", "no.sif", "no such image")
 row("container-nouser", ["run.py", "--container=~nouser/a.sif"], "--container", "nouser")
 row("container-long", f"run.py --container {LONG}", "--container", "xxx")
@@ -345,7 +363,7 @@ row(
     ["run.py", "--cluster", "pbs", "--log_path", "my logs"],
     "--log_path",
     "my logs",
-    "blank|space",
+    "blank|space|holds",
 )
 
 row("no-command", "run.py extra", "no command extra", "fit, validate")
@@ -389,16 +407,16 @@ for section in ("model", "data", "optimizer", "lr_scheduler"):
     row(f"{section}-empty", ["run.py", f"--{section}="], f"--{section}")
     row(f"{section}-number", f"run.py --{section} 3", f"--{section}", "3")
     row(f"{section}-foreign-class", f"run.py --{section} subprocess.Popen", f"--{section}", "subprocess.Popen")
-    row(f"{section}-module", f"run.py --{section} src.models.nope.Nope", f"--{section}", "src.models.nope")
+    row(f"{section}-module", f"run.py --{section} src.models.nope.Nope", f"--{section}", "nope")
     row(f"{section}-argument", f"run.py --{section}.nope 3", f"--{section}.nope", "nope")
 row("model-argument-type", "run.py --model.dropout x", "dropout", "x")
 row("model-arch", "run.py --model.arch nope", "nope", "cnn|mlp")
 row("model-arch-list", "run.py --model.arch [1]", "--model.arch|arch")
 row("model-function", "run.py --model os.system", "--model", "os.system")
-row("model-path", "run.py --model ../x", "--model", "../x")
+row("model-path", "run.py --model ../x", "../x")
 row("model-itself", "run.py --config a.yaml", "a.yaml", files={"a.yaml": "model: &a\n  init_args: *a\n"})
 for value in ("nan", "inf", "1e400", "-1", "", "abc", "1_0", "²"):
-    row(f"lr-{value}", ["run.py", f"--optimizer.lr={value}"], "lr", value)
+    row(f"lr-{value}", ["run.py", f"--optimizer.lr={value}"], "lr|learning rate", value.replace("1e400", "inf"))
 row("lr-list", "run.py --optimizer.lr [1]", "lr")
 row("optimizer-betas", "run.py --optimizer.betas 3", "betas")
 row("scheduler-incomplete", "run.py --lr_scheduler StepLR", "StepLR", "step_size")
@@ -453,7 +471,7 @@ YAML: dict[str, tuple[Content, list[str]]] = {
     "number": ("3\n", ["name: value"]),
     "digits": (f"max_epochs: {DIGITS}\n", []),
     "digits-key": (f"{DIGITS}: 1\n", []),
-    "huge": (f"max_epochs: {HUGE}\n", ["max_epochs", HUGE[:9]]),
+    "huge": (f"threads: {HUGE}\n", ["threads", HUGE[:9]]),
     "python-object": ("model: !!python/object:os.system {}\n", ["python/object"]),
     "python-apply": ("!!python/object/apply:os.system [touch owned]\n", ["python/object"]),
     "tag": ("model: !mine {arch: cnn}\n", ["!mine"]),
@@ -500,7 +518,7 @@ YAML: dict[str, tuple[Content, list[str]]] = {
     "callbacks-map": ("callbacks: {a: 1}\n", ["callbacks"]),
     "callbacks-numbers": ("callbacks: [3]\n", ["callbacks"]),
     "optimizer-list": ("optimizer: [Adam]\n", ["optimizer"]),
-    "lr-nan": ("optimizer: {class_path: Adam, init_args: {lr: .nan}}\n", ["lr"]),
+    "lr-nan": ("optimizer: {class_path: Adam, init_args: {lr: .nan}}\n", ["lr|learning rate"]),
     "lr-text": ("optimizer: {class_path: Adam, init_args: {lr: big}}\n", ["lr", "big"]),
     "logger-number": ("logger: 3\n", ["logger"]),
     "data-dir-number": ("data_dir: 3\n", ["data_dir"]),
@@ -513,7 +531,10 @@ YAML: dict[str, tuple[Content, list[str]]] = {
     "percent": ("%x\n", ["line"]),
 }  # fmt: skip
 # What is wrong with a class or its arguments, jsonargparse finds when it no longer knows in which file they stood.
-NO_FILE = ("model-", "data-class", "trainer-", "callbacks-", "optimizer-", "lr-", "logger-", "cycle-list")
+NO_FILE = (
+    *("model-", "data-class", "trainer-", "callbacks-", "optimizer-", "lr-", "logger-", "cycle-list", "type-infinite"),
+    *("partition-newline", "log-path-nouser", "huge"),
+)
 for kind, (content, words) in YAML.items():
     names = words if kind.startswith(NO_FILE) else ["mine.yaml", *words]
     row(f"config-{kind}", "run.py --config mine.yaml", *names, files={"mine.yaml": content})
@@ -535,8 +556,8 @@ for kind, value in {
 }.items():
     row(f"config-name-{kind}", ["run.py", f"--config={value}"], "--config", value[:5])
     row(f"train-config-name-{kind}", ["src/train.py", "fit", "--prepare", f"--config={value}"], value[:5])
-row("config-home-unset", "run.py --config ~/a.yaml", "a.yaml", env={"HOME": None}, uid=12345)
-row("log_path-home-unset", ["run.py", "--log_path=~/logs"], "--log_path", "~/logs", env={"HOME": None}, uid=12345)
+row("config-home-unset", "run.py --config ~/a.yaml", "a.yaml", env={"HOME": None}, uid=STRANGER)
+row("log_path-home-unset", ["run.py", "--log_path=~/logs"], "--log_path", "~/logs", env={"HOME": None}, uid=STRANGER)
 for kind in ("latin1", "list", "tab", "duplicate", "nul", "deep", "digits"):
     row(f"site-{kind}", "run.py", "mine.yaml", files={"mine.yaml": YAML[kind][0]}, env={"RUN_SITE": "mine.yaml"})
 for kind, text in {"unknown": "partiton: x\n", "type": "nodes: many\n", "log_path-number": "log_path: 5\n",
@@ -753,7 +774,7 @@ def study(text: Content = STUDY, journal: Content | None = None) -> Content:
     """A study's folder: study.yaml with this text, and a journal, which is right if none is given."""
 
     def make(path: Path) -> None:
-        shutil.copytree(DEFAULTS["study"], path)
+        shutil.copytree(TEMPLATES / "study", path)
         (path / "study.yaml").unlink()
         place(path / "study.yaml", text)
         if journal is not None:
@@ -974,7 +995,7 @@ def packed(change: Callable[[dict], object] | None = None, index: Content | None
     """
 
     def make(path: Path) -> None:
-        shutil.copytree(DEFAULTS["packed"], path)
+        shutil.copytree(TEMPLATES / "packed", path)
         if change:
             content = json.loads((path / "data.json").read_text())
             content = change(content) or content
@@ -1013,6 +1034,7 @@ def shard(name: str, path: str) -> dict:
     return {name: {"bytes": os.stat(path).st_size, "sha256": "x"}}
 
 
+RUN_PY = "../../repository/run.py"
 PACKED = {
     "no-index": packed(lambda index: None, index=lambda path: None),
     "index-empty": packed(index=""),
@@ -1035,7 +1057,7 @@ PACKED = {
     "index-files-empty": packed(lambda index: index | {"files": {}}),
     "index-bytes-text": packed(lambda index: index | {"files": {"data.h5": {"bytes": "x", "sha256": "x"}}}),
     "index-absolute": packed(lambda index: index | {"files": index["files"] | shard("/etc/passwd", "/etc/passwd")}),
-    "index-dots": packed(lambda index: index | {"files": index["files"] | shard("../../repository/run.py", "../repository/run.py")}),
+    "index-dots": packed(lambda index: index | {"files": index["files"] | shard(RUN_PY, RUN_PY[3:])}),
     "index-about": packed(lambda index: index | {"about": 5}),
     "index-unknown": packed(lambda index: index | {"more": 5}),
     "data-empty": packed(data=b""),

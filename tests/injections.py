@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from src.launch import checks, flags, qsub, submit  # noqa: E402
-from src.launch.script import explained_script, python_command, sbatch_parameters  # noqa: E402
+from src.launch.script import explained_script, python_command  # noqa: E402
 
 HARMLESS = "plain"
 RUN = "touch canary"  # what none of these may do
@@ -152,6 +152,14 @@ def value_of(flag: str, text: str) -> str:
     return pattern.format(text.replace("{", "{{").replace("}", "}}") if flag == "mpirun" else text)
 
 
+class Submitted(Exception):
+    """Raised in place of a submission to Slurm: holds the script."""
+
+
+def catch(executor, run):
+    raise Submitted(executor._make_submission_file_text(executor._submitit_command_str, "uid"))
+
+
 def make(flag: str, text: str, cluster: str, folder: Path) -> tuple[str, str]:
     """The script of a job with this text in this flag, and what --dry_run shows.
 
@@ -177,10 +185,10 @@ def make(flag: str, text: str, cluster: str, folder: Path) -> tuple[str, str]:
     job = request.job
     if cluster == "slurm":
         target = Path(job.log_path) / "%j"
-        executor = submit.Executor(target, max_num_timeout=job.requeues, python=shlex.join(python_command(job)))
-        executor.update_parameters(**sbatch_parameters(job, target))
-        script = executor._make_submission_file_text(executor._submitit_command_str, "uid")
-        return script, explained_script(job, target)
+        try:
+            submit.submit_to_slurm("fit", "", request, None)
+        except Submitted as script:
+            return str(script), explained_script(job, target)
     if cluster == "local":  # submitit splits the command as a shell does
         return shlex.join(python_command(job)), shlex.join(python_command(job))
     target = Path(job.log_path) / "run"
@@ -263,6 +271,7 @@ def run_all(folder: Path) -> tuple[list[Case], int, list[str]]:
         the cases, how many were executed, and what is wrong
     """
     parse_each_value_once()
+    submit.Executor.submit = catch
     programs = folder / "bin"
     programs.mkdir()
     for name in ("srun", "sbatch", "qsub", "apptainer", HARMLESS):  # looked for, not called

@@ -1,8 +1,9 @@
-"""Commands that are typed wrongly, each in a sandbox of its own, in a fork of one Python that has imported everything.
+"""Commands that are typed wrongly, each in a sandbox of its own, in a fork of a Python that has imported everything.
 
-A Python of its own for each command would spend most of its time on imports. One process, started by Sandboxes, does
-them once. For each row of bad_input.py it prepares the sandbox, forks the command, waits for it, and compares the sandbox
-with what it was before.
+A Python of its own for each command would spend most of its time on imports. A server, started by Sandboxes, does them
+once; another one does without torch, because a fork of a small process takes a tenth of the time. For each row of
+bad_input.py one of them prepares the sandbox, forks the command, waits for it, and compares what the sandbox holds with
+what it held before.
 
 One thing is not as in real life: `sys.executable` is a small program that asks that process for another fork, because
 run.py starts `python src/train.py --prepare`, and lessons start `python data/get_data.py`.
@@ -31,15 +32,15 @@ import quick_python
 REPOSITORY = Path(__file__).resolve().parents[1]
 LIMIT = 10  # seconds for one command; most take a tenth of one
 MEMORY = 1 << 30  # bytes that a command may take more than its imports have taken
-NOBODY = 65534  # the user who may not read what another user keeps to himself
-IMPORTS = """
-    src.train src.search.command src.search.start src.search.study src.search.trial src.doctor.start
-    src.doctor.examine src.hdf5.pack _strptime
+LIGHT = """
+    submitit src.launch.sagemaker src.launch.qsub src.launch.report src.search.command src.search.start
+    src.search.study src.doctor.start _strptime
 """.split()  # noqa: SIM905
+HEAVY = [*LIGHT, *quick_python.IMPORTS, "src.train", "src.search.trial", "src.doctor.examine", "src.hdf5.pack"]
 PR_SET_CHILD_SUBREAPER = 36
 
 # The guard sees in /proc what `python` was called with. A shell starts faster than a Python that would ask over a
-# socket, and NOBODY may not be able to start Python.
+# socket, and not every user may be able to start Python.
 CLIENT = """#!/bin/sh
 folder=${0%/*}/..
 mkfifo "$folder/$$" && echo $$ > "$folder/requests" && read -r code < "$folder/$$" && rm "$folder/$$"
@@ -81,11 +82,11 @@ class Result:
 
 
 class Sandboxes:
-    """The process that has imported everything, and a copy of the repository for it. Ends with its `with` block."""
+    """The servers, and a copy of the repository for them. They end with the `with` block."""
 
     def __enter__(self) -> "Sandboxes":
         self.folder = Path(tempfile.mkdtemp(prefix="bad-"))
-        self.folder.chmod(0o777)  # for NOBODY
+        self.folder.chmod(0o777)  # for the users of the rows
         os.mkfifo(self.folder / "requests")
         (self.folder / "requests").chmod(0o666)
         copy_repository(self.folder / "repository")
@@ -97,26 +98,26 @@ class Sandboxes:
         for program in bin_folder.iterdir():
             program.chmod(0o755)
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "PYTHON"))}
-        self.server = subprocess.Popen(
-            [sys.executable, __file__, str(self.folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment | {"CUDA_VISIBLE_DEVICES": "", "PYTHONDONTWRITEBYTECODE": "1"},
-            text=True,
-        )
-        assert self.server.stdout.readline() == "ready\n"
+        environment |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONDONTWRITEBYTECODE": "1"}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+        self.servers = {}
+        for kind in ("heavy", "light"):  # the first makes what both need
+            self.servers[kind] = subprocess.Popen([sys.executable, __file__, str(self.folder), kind], **pipes)
+            assert self.servers[kind].stdout.readline() == "ready\n"
         return self
 
     def __exit__(self, *_) -> None:
-        self.server.stdin.close()
-        self.server.wait()
+        for server in self.servers.values():
+            server.stdin.close()
+            server.wait()
         shutil.rmtree(self.folder)
 
-    def run(self, name: str) -> Result:
-        """Run the row of this name."""
-        self.server.stdin.write(f"{json.dumps(name)}\n")
-        self.server.stdin.flush()
-        answer = json.loads(self.server.stdout.readline())
+    def run(self, row) -> Result:
+        """Run a row of bad_input.py."""
+        server = self.servers["heavy" if row.heavy else "light"]
+        server.stdin.write(f"{json.dumps(row.name)}\n")
+        server.stdin.flush()
+        answer = json.loads(server.stdout.readline())
         assert isinstance(answer, dict), answer
         return Result(**answer)
 
@@ -138,21 +139,22 @@ def copy_repository(folder: Path) -> None:
             shutil.copyfileobj(source, target)
 
 
-def serve(folder: Path) -> None:
+def serve(folder: Path, kind: str) -> None:
     """Run the rows whose names come in on standard input."""
     repository = folder / "repository"
     sys.path.insert(0, str(repository))
     os.chdir(repository)
-    for name in [*quick_python.IMPORTS, *IMPORTS]:
+    for name in HEAVY if kind == "heavy" else LIGHT:
         importlib.import_module(name)
     import bad_input
 
     templates = folder / "templates"
-    templates.mkdir()
-    bad_input.begin(templates)
+    if kind == "heavy":
+        bad_input.make_templates(templates)
+    bad_input.TEMPLATES = templates
     rows = {row.name: row for row in bad_input.ROWS}
     gc.freeze()
-    os.umask(0)  # for NOBODY
+    os.umask(0)  # for the users of the rows
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans of the commands become children
     answers = os.dup(1)
     os.set_inheritable(answers, False)
@@ -335,4 +337,4 @@ def contents(folder):
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]))
+    serve(Path(sys.argv[1]), sys.argv[2])
