@@ -560,7 +560,7 @@ row("config-home-unset", "run.py --config ~/a.yaml", "a.yaml", env={"HOME": None
 row("log_path-home-unset", ["run.py", "--log_path=~/logs"], "--log_path", "~/logs", env={"HOME": None}, uid=STRANGER)
 for kind in ("latin1", "list", "tab", "duplicate", "nul", "deep", "digits"):
     row(f"site-{kind}", "run.py", "mine.yaml", files={"mine.yaml": YAML[kind][0]}, env={"RUN_SITE": "mine.yaml"})
-for kind, text in {"unknown": "partiton: x\n", "type": "nodes: many\n", "log_path-number": "log_path: 5\n",
+for kind, text in {"unknown": "partitionn: x\n", "type": "nodes: many\n", "log_path-number": "log_path: 5\n",
                    "log_path-list": "log_path: [a]\n", "mem": "mem: 4\n", "log_path-nul": 'log_path: "a\\0"\n',
                    "log_path-nouser": "log_path: ~nouser/x\n", "settings": "max_epochs: 3\n"}.items():  # fmt: skip
     key = text.split(":")[0]

@@ -59,7 +59,7 @@ def refusal(*words, command="fit", run_folder=None):
         ("--trainer.benchmark 3.5", "--trainer.benchmark 3.5 is not true or false"),
         ("--trainer.gradient_clip_algorithm foo", "gradient_clip_algorithm"),
         (f"--trainer.{LONG} 1", "no argument xxx"),
-        ("--monitor val/acuracy", "--monitor val/acuracy: there is no such metric: did you mean val/accuracy?"),
+        ("--monitor val/accuracyy", "--monitor val/accuracyy: there is no such metric: did you mean val/accuracy?"),
         ("--monitor train/loss", "did you mean val/loss?"),
         ("--callbacks EarlyStopping --callbacks.monitor val/los", "EarlyStopping monitors val/los"),
         ("--callbacks ModelCheckpoint --callbacks.monitor val_loss", "ModelCheckpoint monitors val_loss"),

@@ -228,9 +228,9 @@ def test_a_log_that_is_no_file(tmp_path, capsys):
         for words in ([str(folder)], [str(folder), "-f"]):
             assert "not a regular file" in ended(runs.log_, words)
         log.rmdir() if log.is_dir() else log.unlink()
-    log.write_bytes(b"caf\xe9\n")
+    log.write_bytes(b"M\xe9\n")
     runs.log_([str(folder)])
-    assert capsys.readouterr().out == "caf\N{REPLACEMENT CHARACTER}\n"
+    assert capsys.readouterr().out == "M\N{REPLACEMENT CHARACTER}\n"
 
 
 def test_a_full_disk_leaves_the_old_record(tmp_path):
@@ -421,7 +421,7 @@ def code(tmp_path, monkeypatch):
     (tmp_path / "gitconfig").write_text("[user]\nname = reader\nemail = reader@example.org\n")
     (root / "a.py").write_text("".join(f"line {number}\n" for number in range(30)))
     (root / "b.bin").write_bytes(bytes(range(256)))
-    (root / "latin1.txt").write_bytes(b"caf\xe9\n")
+    (root / "latin1.txt").write_bytes(b"M\xe9\n")
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
         subprocess.run(["git", "-C", root, *words], check=True)
     return root
