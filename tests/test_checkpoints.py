@@ -378,3 +378,12 @@ def test_the_first_of_two_processes_chooses_the_checkpoint(run, folder, tmp_path
     assert refused.wait(120) == 1 and refused.codes() == [1, 1]
     assert "Traceback" not in refused.output()
     assert refused.output().count("cannot be resumed: step=00000020.ckpt is missing") == 1
+
+
+def test_a_scheduled_number_of_batches_is_validated_after_steps_too(tmp_path):
+    """Two batches to a step in the first epoch, one in the second: 5 steps, then 10."""
+    flags = "--threads 1 --limit_train_batches 10 --limit_val_batches 1 --keep all --max_epochs 2 --validate_every 4"
+    scheduler = '[{"class_path":"GradientAccumulationScheduler","init_args":{"scheduling":{"0":2,"1":1}}}]'
+    run = Training(tmp_path / "run", f"{flags} --checkpoint_every 4 --callbacks={scheduler}").ends_well()
+    assert steps(run.folder) == [4, 8, 12, 15]
+    assert [step + 1 for step, _ in curves(run.folder)["val/loss"]] == [4, 8, 12]

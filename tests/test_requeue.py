@@ -1,6 +1,7 @@
 """A job that has saved is requeued, also if Slurm's controller is down for a while; event files stay in their order."""
 
 import logging
+import os
 import subprocess
 import sys
 
@@ -93,3 +94,36 @@ def test_a_run_that_makes_no_step_tells_submitit_not_to_requeue_it(tmp_path, cap
     assert all(evaluation.checkpoint() for _ in range(9))
     write_note(tmp_path, "step=00000003.ckpt")
     assert run.checkpoint() is not None
+
+
+LEAVING = """
+import time
+from multiprocessing.process import BaseProcess
+
+from torch.utils.data import DataLoader
+
+from src.callbacks.stop_when_asked import leave
+
+kill = BaseProcess.kill
+
+
+def slowly(worker):  # as on a machine that has much else to do
+    kill(worker)
+    time.sleep(0.2)
+
+
+if __name__ == "__main__":
+    BaseProcess.kill = slowly
+    batches = iter(DataLoader(range(1000), num_workers=2))
+    next(batches)
+    leave(7)
+"""
+
+
+def test_killed_workers_are_no_error_for_a_process_that_leaves(tmp_path):
+    """torch's handler of SIGCHLD raises an error when a worker is killed."""
+    (tmp_path / "leaving.py").write_text(LEAVING)
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, tmp_path / "leaving.py"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 7, done.stderr
