@@ -322,7 +322,9 @@ WRONG = {
     "--search.batch_size 64,65 --tasks_per_node 2 --dry_run": ["--search.batch_size 65", "the nearest are 64 or 66"],
     "--search.optimizer.lrr 1,2 --cluster debug": ["Adam has no lrr, but lr"],
     "--search.model.arch mlp,mlq --cluster debug": ["--search.model.arch mlq", "did you mean mlp"],
-    "--search.optimizer.weight_decay 0,-1 --cluster debug": ["weight_decay -1: Invalid weight_decay value: -1"],
+    "--search.optimizer.weight_decay 0,-1 --cluster debug": [
+        "weight_decay -1: --optimizer Adam: Invalid weight_decay value: -1"
+    ],
     "--search.seed 1,2 --name lr --cluster debug": ["is there already", "python run.py resume lr"],
 }
 

@@ -22,11 +22,13 @@ sys.path.insert(0, str(ROOT))
 from src.launch.ranks import OURS, export_ranks
 
 
-def prepare(command, argv):
+def prepare(command, argv, run_folder=None):
     config = {}
     words = [word for argument in argv for word in argument.split("=", 1)]
     for name, value in zip(words[::2], words[1::2]):
         name = name[2:]
+        if name == "run_folder":
+            continue
         if name == "config":
             config |= yaml.safe_load(Path(value).read_text())
         elif "." in name:

@@ -23,8 +23,10 @@ def unknown_metric(who, metric, known):
         return None
     metric = metric if len(metric) < 80 else f"{metric[:40]}..."
     near = difflib.get_close_matches(metric, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
-    return f"{who} {metric if who.startswith('--') else f'monitors {metric}'}: there is no such metric: {hint}"
+    hint = f"did you mean {near[0]}?" if near else ", ".join(sorted(known))
+    if who == "--monitor":
+        return f"--monitor {metric} is not among what the validation reports: {hint}"
+    return f"{who} monitors {metric}, which is not among what is reported: {hint}"
 
 
 def too_short(scheduler, needed, unit):

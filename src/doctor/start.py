@@ -22,7 +22,7 @@ from src.launch.checks import heed, run_checks
 from src.launch.flags import parse
 from src.launch.job import ROOT, find_cluster
 from src.launch.ranks import MPICH, OPEN_MPI, TORCHRUN, drop_strays, started_by, started_by_srun
-from src.launch.script import python_command, sbatch_parameters
+from src.launch.script import python_command, sbatch_parameters, slurm_directives
 from src.launch.slurm import ACTIVE
 from src.launch.submit import free_port
 
@@ -118,7 +118,7 @@ def submit(job, command):
     folder = Path(job.log_path) / "doctor"
     folder.mkdir(parents=True, exist_ok=True)
     # One process that fails must not end the others: they have something to say.
-    parameters = sbatch_parameters(job, folder) | {"additional_parameters": {}, "srun_args": []}
+    parameters = sbatch_parameters(job, folder) | {"additional_parameters": slurm_directives(job), "srun_args": []}
     call = shlex.join([*python_command(job), "-u", *command, f"--code={digest()}"])
     script = _make_sbatch_string(command=call, folder=folder, **parameters)
     done = subprocess.run(["sbatch", "--parsable"], input=script, stdout=subprocess.PIPE, text=True)
