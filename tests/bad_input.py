@@ -45,8 +45,8 @@ class Row:
 
     @property
     def heavy(self) -> bool:
-        """Whether the command looks at it when torch is imported."""
-        return self.words[0].startswith("src/") or self.name.startswith(HEAVY)
+        """Whether the command imports torch; what run.py starts for that, the other server runs."""
+        return self.words[0].startswith("src/") or "debug" in self.words
 
     @property
     def slow(self) -> bool:
@@ -55,22 +55,6 @@ class Row:
 
 
 ROWS: list[Row] = []
-HEAVY = (
-    *(
-        "model-",
-        "data-",
-        "optimizer-",
-        "lr",
-        "scheduler-",
-        "logger-",
-        "callbacks-",
-        "trainer-",
-        "init_from-",
-        "config-",
-    ),
-    *("hdf5-", "folder-", "test-", "search-value-", "resume-config", "repeat-config", "sync-", "threads-", "scale_lr-"),
-    *("accumulate-", "cuda-"),
-)
 SLOW = (
     *("lesson-05", "lesson-06", "lesson-07", "cancel-damaged", "report-damaged", "repeat-damaged", "train-config"),
     *("resume-config", "repeat-config", "hdf5-", "pack-image", "max_time", "validate_every", "train-folder"),
