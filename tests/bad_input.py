@@ -45,8 +45,8 @@ class Row:
 
     @property
     def heavy(self) -> bool:
-        """Whether the command looks at it when torch is imported."""
-        return self.words[0].startswith("src/") or self.name.startswith(HEAVY)
+        """Whether the command imports torch; what run.py starts for that, the other server runs."""
+        return self.words[0].startswith("src/") or "debug" in self.words
 
     @property
     def slow(self) -> bool:
@@ -55,22 +55,6 @@ class Row:
 
 
 ROWS: list[Row] = []
-HEAVY = (
-    *(
-        "model-",
-        "data-",
-        "optimizer-",
-        "lr",
-        "scheduler-",
-        "logger-",
-        "callbacks-",
-        "trainer-",
-        "init_from-",
-        "config-",
-    ),
-    *("hdf5-", "folder-", "test-", "search-value-", "resume-config", "repeat-config", "sync-", "threads-", "scale_lr-"),
-    *("accumulate-", "cuda-"),
-)
 SLOW = (
     *("lesson-05", "lesson-06", "lesson-07", "cancel-damaged", "report-damaged", "repeat-damaged", "train-config"),
     *("resume-config", "repeat-config", "hdf5-", "pack-image", "max_time", "validate_every", "train-folder"),
@@ -541,7 +525,11 @@ for kind, (content, words) in YAML.items():
 for kind in ("duplicate", "cycle", "deep", "latin1", "utf16", "nul", "tab", "two-documents", "list", "scalar", "digits",
              "unknown", "type", "python-object", "job-scalar", "model-list", "trainer-list"):  # fmt: skip
     content, words = YAML[kind]
-    name = words[0].split(":")[0] if kind in ("type", "unknown", "model-list", "trainer-list") else "mine.yaml"
+    name = (
+        words[0].split(":")[0]
+        if kind in ("type", "unknown", "job-scalar", "model-list", "trainer-list")
+        else "mine.yaml"
+    )
     row(f"train-config-{kind}", "src/train.py fit --prepare --config mine.yaml", name, files={"mine.yaml": content})
 for kind, content in {"fifo": fifo, "folder": folder, "loop": loop, "zeros": zeros, "foreign": foreign}.items():
     more = {"files": {"mine.yaml": content}, "uid": NOBODY if kind == "foreign" else 0}
@@ -564,7 +552,14 @@ for kind, text in {"unknown": "partitionn: x\n", "type": "nodes: many\n", "log_p
                    "log_path-list": "log_path: [a]\n", "mem": "mem: 4\n", "log_path-nul": 'log_path: "a\\0"\n',
                    "log_path-nouser": "log_path: ~nouser/x\n", "settings": "max_epochs: 3\n"}.items():  # fmt: skip
     key = text.split(":")[0]
-    row(f"site-{kind}", "run.py", "mine.yaml|--mem", key, files={"mine.yaml": text}, env={"RUN_SITE": "mine.yaml"})
+    row(
+        f"site-{kind}",
+        "run.py",
+        "mine.yaml|--mem|--log_path",
+        key,
+        files={"mine.yaml": text},
+        env={"RUN_SITE": "mine.yaml"},
+    )
     if kind.startswith("log_path"):
         row(
             f"site-{kind}-list",
@@ -677,7 +672,7 @@ for kind in ("fifo", "folder", "loop", "zeros"):
     for command in ("log", "resume", "cancel"):
         row(f"{command}-record-{kind}", f"run.py {command} logs/other", "other", **more)
 row("resume-renamed-key", "run.py resume logs/other", "cpus", files={"logs/other": run(cpus=3)})
-row("resume-wrong-job", "run.py resume logs/other", "nodes", "many", files={"logs/other": run(nodes="many")})
+row("resume-wrong-job", "run.py resume logs/other", "nodes", files={"logs/other": run(nodes="many")})
 row("repeat-wrong-job", "run.py repeat logs/other", "mem", files={"logs/other": run(mem="lots")})
 row("report-local", "run.py report logs/good", "good", "Slurm", files={"logs/good": run()})
 row("log-debug", "run.py log logs/good", "good", "terminal", files={"logs/good": run(cluster="debug")})
@@ -729,7 +724,7 @@ row("search-monitor", "run.py search --search.monitor a,b", "--search.monitor")
 row("search-empty-name", "run.py search --search. 1,2", "--search.")
 row("search-study", "run.py search nowhere", "nowhere", "study")
 row("search-study-flags", "run.py search nowhere --trials 3", "nowhere", "resume")
-row("search-study-long", f"run.py search {LONG}", "xxx", "study")
+row("search-study-long", f"run.py search {LONG}", "xxx")
 row("search-study-nouser", "run.py search ~nouser", "nouser")
 for value in ("1", "1,1", "1,", ",", "", " ", "1..", "..", "2..1", "1..1", "nan..1", "0..inf", "a..b", "log:0..1",
               "log:1,2", "log:", "-1..2..3", "1e400..2", "²..3"):  # fmt: skip
@@ -843,7 +838,7 @@ row("train-word", f"{TRAIN} extra", "extra")
 row("train-no-run", "src/train.py test --prepare", "--run")
 row("train-no-run-folder", "src/train.py test --run_folder a", "--run")
 row("train-run-missing", "src/train.py test --prepare --run nowhere", "nowhere")
-row("train-run-empty", ["src/train.py", "test", "--prepare", "--run="], "--run")
+row("train-run-empty", ["src/train.py", "test", "--prepare", "--run="], "run")
 row("train-job-text", f"{TRAIN} --job x", "--job")
 row("train-job-list", f"{TRAIN} --job [1]", "--job")
 row("train-ckpt", "src/train.py test --prepare --run . --ckpt nowhere.ckpt", "nowhere.ckpt")
@@ -888,7 +883,7 @@ RANKS = {
                      "OMPI_COMM_WORLD_LOCAL_SIZE": "0"},
 }  # fmt: skip
 for kind, environment in RANKS.items():
-    first = "|".join([*environment, "MASTER_ADDR", "SLURM"])
+    first = "|".join([*environment, "MASTER_ADDR", "SLURM", "on its node"])
     row(f"train-ranks-{kind}", TRAIN, first, env=environment)
 for kind, value in {"word": "x", "negative": "-2", "point": "0.5"}.items():
     row(f"cuda-{kind}", "run.py --cluster local --gpus_per_node 2", "CUDA_VISIBLE_DEVICES", value,
@@ -1073,8 +1068,8 @@ PACKED = {
 }  # fmt: skip
 for kind, make in PACKED.items():
     more = {"files": {"packed": make}, "uid": NOBODY if kind.endswith("foreign") else 0}
-    row(f"check-{kind}", "src/hdf5/pack.py check packed/data.h5", "data.", **more)
-    row(f"hdf5-{kind}", "run.py --data HDF5Images --data.path packed/data.h5", "data.", **more)
+    row(f"check-{kind}", "src/hdf5/pack.py check packed/data.h5", "data.|the file", **more)
+    row(f"hdf5-{kind}", "run.py --data HDF5Images --data.path packed/data.h5", "data.|the file", **more)
 row("hdf5-no-path", "run.py --data HDF5Images", "path")
 row("hdf5-missing", "run.py --data HDF5Images --data.path nowhere.h5", "nowhere.h5")
 row("hdf5-nouser", "run.py --data HDF5Images --data.path=~nouser/a.h5", "nouser")

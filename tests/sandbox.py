@@ -160,10 +160,17 @@ def serve(folder: Path, kind: str) -> None:
     os.set_inheritable(answers, False)
     os.dup2(2, 1)
     os.write(answers, b"ready\n")
-    for line in sys.stdin:
+    requests = os.open(folder / "requests", os.O_RDWR) if kind == "heavy" else None
+    while True:
+        if requests in select.select([0] + [requests] * (kind == "heavy"), [], [])[0]:
+            Guard(folder, None, requests).serve()  # for a command of the other server
+            continue
+        line = sys.stdin.readline()
+        if not line:
+            return
         row = rows[json.loads(line)]
         try:
-            answer = vars(Guard(folder, row).run())
+            answer = vars(Guard(folder, row, requests).run())
         except Exception as error:  # the test's own mistake
             answer = f"{row.name}: {error!r}"
         os.write(answers, f"{json.dumps(answer)}\n".encode())
@@ -172,8 +179,8 @@ def serve(folder: Path, kind: str) -> None:
 class Guard:
     """Runs one row, and looks what becomes of it."""
 
-    def __init__(self, folder, row):
-        self.folder, self.row = folder, row
+    def __init__(self, folder, row, requests):
+        self.folder, self.row, self.requests = folder, row, requests
         self.box = folder / "box"
         self.started = {}  # pid of a Python that the command has started: pid of the client that waits for it
 
@@ -213,14 +220,12 @@ class Guard:
         words = [str(self.folder / "repository" / self.row.words[0]), *self.row.words[1:]]
         for path in streams:
             path.write_bytes(b"")
-        requests = os.open(self.folder / "requests", os.O_RDWR)
         began = time.monotonic()
-        command = self.fork(words, self.box, environment, ["/dev/null", *streams])
+        uid = self.row.uid if os.getuid() == 0 else 0
+        command = self.fork(words, self.box, environment, ["/dev/null", *streams], uid)
         code, hangs = None, False
         while code is None:
-            if select.select([requests], [], [], 0.002)[0]:
-                for client in os.read(requests, 4096).split():
-                    self.start(int(client))
+            self.start_requested()
             while code is None:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if pid == 0:
@@ -233,24 +238,43 @@ class Guard:
                 hangs = True
                 os.kill(command, signal.SIGKILL)
         seconds = time.monotonic() - began
-        os.close(requests)
         left = self.end_all(grace=0 if hangs else 0.5)
         out, err = (path.read_bytes()[: 1 << 20].decode(errors="replace") for path in streams)
         return Result(code, out, err, seconds, hangs, left=[] if hangs else left)
 
+    def serve(self):
+        """Start what a command of the other server has started, and wait for it."""
+        self.start_requested()
+        while self.started:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid in self.started:  # not an orphan
+                self.answer(self.started.pop(pid), os.waitstatus_to_exitcode(status))
+            for pid, client in list(self.started.items()):
+                if not os.path.exists(f"/proc/{client}"):  # it was killed
+                    os.kill(pid, signal.SIGKILL)
+            self.start_requested()  # src/train.py starts data/get_data.py
+
+    def start_requested(self):
+        """Start what was asked for. Wait a little if nothing was."""
+        if select.select([self.requests] if self.requests else [], [], [], 0.002)[0]:
+            for client in os.read(self.requests, 4096).split():
+                self.start(int(client))
+
     def start(self, client):
-        """The command has started `python WORDS`, that is, this client."""
+        """A command has started `python WORDS`, that is, this client."""
         process = Path(f"/proc/{client}")
         _, _, *words = os.fsdecode((process / "cmdline").read_bytes()).split("\0")[:-1]
         variables = os.fsdecode((process / "environ").read_bytes()).split("\0")[:-1]
         environment = dict(variable.split("=", 1) for variable in variables)
         files = [process / f"fd/{number}" for number in range(3)]
         words = [word for word in words if word != "-u"]
-        self.started[self.fork(words, os.readlink(process / "cwd"), environment, files)] = client
+        folder, uid = os.readlink(process / "cwd"), process.stat().st_uid
+        self.started[self.fork(words, folder, environment, files, uid)] = client
 
     def answer(self, client, code):
-        with open(self.folder / str(client), "w") as file:
-            file.write(f"{code}\n")
+        if os.path.exists(f"/proc/{client}"):
+            with open(self.folder / str(client), "w") as file:
+                file.write(f"{code}\n")
 
     def fork(self, *called):
         pid = os.fork()
@@ -258,7 +282,7 @@ class Guard:
             self.become(*called)
         return pid
 
-    def become(self, words, folder, environment, files):
+    def become(self, words, folder, environment, files, uid):
         """Become `python WORDS`."""
         os.setsid()
         for number, file in enumerate(files):
@@ -268,10 +292,10 @@ class Guard:
         used = int(Path("/proc/self/status").read_text().partition("VmData:")[2].split()[0]) * 1024
         resource.setrlimit(resource.RLIMIT_DATA, (used + MEMORY, used + MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        if self.row.uid and os.getuid() == 0:
+        if uid != os.getuid() and os.getuid() == 0:
             os.setgroups([])
-            os.setgid(self.row.uid)
-            os.setuid(self.row.uid)
+            os.setgid(uid)
+            os.setuid(uid)
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(environment)
