@@ -56,8 +56,19 @@ class Row:
 
 ROWS: list[Row] = []
 SLOW = (
-    *("lesson-05", "lesson-06", "lesson-07", "cancel-damaged", "report-damaged", "repeat-damaged", "train-config"),
-    *("resume-config", "repeat-config", "hdf5-", "pack-image", "max_time", "validate_every", "train-folder"),
+    *("lesson-05", "lesson-06", "lesson-07", "cancel-damaged", "report-damaged", "repeat-damaged"),
+    *(
+        "resume-config",
+        "repeat-config",
+        "hdf5-",
+        "pack-image",
+        "max_time",
+        "validate_every",
+        "test-",
+        "check-",
+        "train-",
+    ),
+    *("trainer-", "time-", "search-values", "doctor-patience", "lr_scheduler-"),
 )
 LONG = "x" * 300  # longer than a name may be in any file system
 DIGITS = "9" * 5000  # more than Python reads as a number
@@ -517,7 +528,7 @@ YAML: dict[str, tuple[Content, list[str]]] = {
 # What is wrong with a class or its arguments, jsonargparse finds when it no longer knows in which file they stood.
 NO_FILE = (
     *("model-", "data-class", "trainer-", "callbacks-", "optimizer-", "lr-", "logger-", "cycle-list", "type-infinite"),
-    *("partition-newline", "log-path-nouser", "huge"),
+    *("partition-newline", "partition-nul", "log-path-nul", "data-dir-nul", "log-path-nouser", "huge"),
 )
 for kind, (content, words) in YAML.items():
     names = words if kind.startswith(NO_FILE) else ["mine.yaml", *words]

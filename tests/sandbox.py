@@ -30,7 +30,7 @@ from pathlib import Path
 import quick_python
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-LIMIT = 10  # seconds for one command; most take a tenth of one
+LIMIT = 20  # seconds for one command; most take a tenth of one
 MEMORY = 1 << 30  # bytes that a command may take more than its imports have taken
 LIGHT = """
     submitit src.launch.sagemaker src.launch.qsub src.launch.report src.search.command src.search.start
