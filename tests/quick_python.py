@@ -120,7 +120,11 @@ def serve(address: str) -> list[str]:
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(environment)
+        # New ones: those of the server may have been files, in which one can seek.
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 (they stay open)
+        sys.stderr = open(2, "w", closefd=False, errors="backslashreplace")  # noqa: SIM115
         sys.stdout.reconfigure(line_buffering=os.isatty(1), write_through=unbuffered)
+        sys.stderr.reconfigure(line_buffering=True)
         return words
 
 
