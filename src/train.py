@@ -651,9 +651,10 @@ def take(run_folder):
     except OSError as error:
         sys.exit(f"the run folder {shortened(str(run_folder))} cannot be written to: {error.strerror}")
     lock(file, run_folder)
-    job, restart = os.environ.get("SLURM_JOB_ID", "-"), os.environ.get("SLURM_RESTART_COUNT", "0")
+    job = os.environ.get("SLURM_JOB_ID")
+    attempt = f", restart {os.environ.get('SLURM_RESTART_COUNT') or 0}" if job else ""
     file.truncate(0)
-    file.write(f"job {job}, process {os.getpid()} on {socket.gethostname()}, restart {restart}\n")
+    file.write(f"job {job or '-'}, process {os.getpid()} on {socket.gethostname()}{attempt}\n")
     file.flush()
     return file
 

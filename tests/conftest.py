@@ -32,6 +32,19 @@ def pytest_configure(config):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_sessionstart(session):
+    session.environment = dict(os.environ)
+
+
+@pytest.fixture(autouse=True)
+def the_same_environment(request):
+    """Each test begins with the variables of pytest. src.train, for one, notes this process's rank in them."""
+    pytests = {name: value for name, value in os.environ.items() if name.startswith("PYTEST_")}
+    os.environ.clear()
+    os.environ.update(request.session.environment | pytests)
+
+
 def pytest_collection_modifyitems(items):
     places = {name: place for place, name in enumerate(FIRST)}
 

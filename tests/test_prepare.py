@@ -2,7 +2,6 @@
 
 import argparse
 import errno
-import os
 import signal
 import subprocess
 import sys
@@ -19,7 +18,6 @@ from torch import nn
 
 PROJECTS = REPOSITORY / "tests/projects"
 sys.path[:0] = [str(REPOSITORY), str(PROJECTS)]
-ENVIRONMENT = dict(os.environ)  # src.train notes this process's rank in it
 from small import Lines, Net  # noqa: E402
 
 import src.config  # noqa: E402
@@ -28,9 +26,6 @@ from src.callbacks.first_look import FirstLook, too_short  # noqa: E402
 from src.config import instantiate, merge, read  # noqa: E402
 from src.train import note_config, prepare  # noqa: E402
 from src.utils.loggers import make_logger  # noqa: E402
-
-os.environ.clear()
-os.environ.update(ENVIRONMENT)
 
 SMALL = "--model small.Net --data small.Lines"
 LONG = "x" * 5000
@@ -493,7 +488,7 @@ def test_an_earlier_attempt_of_the_job_is_waited_for(tmp_path, held, monkeypatch
     slurm(monkeypatch, "83", "1")
     held("job 83, process 2074 on node1, restart 0\n", 1.5)
     before = time.monotonic()
-    src.train.take(tmp_path, "seed: 1\n").close()
+    src.train.take(tmp_path).close()
     assert 0.5 < time.monotonic() - before < 30
     assert (tmp_path / ".taken").read_text().startswith("job 83, process ")
     assert (tmp_path / ".taken").read_text().endswith(", restart 1\n")
@@ -505,7 +500,7 @@ def test_an_attempt_that_does_not_end_has_the_job_requeued(tmp_path, held, monke
     monkeypatch.setattr(src.train, "PATIENCE", 0.5)
     held("job 83, process 2074 on node1, restart 0\n", 60)
     with pytest.raises(SystemExit, match="is still in use by job 83, process 2074 on node1"):
-        src.train.take(tmp_path, "seed: 1\n")
+        src.train.take(tmp_path)
     asked = []
 
     def requeue(number, frame):  # as submitit's: it ends the process
@@ -515,7 +510,7 @@ def test_an_attempt_that_does_not_end_has_the_job_requeued(tmp_path, held, monke
     before = signal.signal(signal.SIGUSR2, requeue)
     try:
         with pytest.raises(SystemExit) as end:
-            src.train.take(tmp_path, "seed: 1\n")
+            src.train.take(tmp_path)
     finally:
         signal.signal(signal.SIGUSR2, before)
     assert asked == [signal.SIGUSR2] and end.value.code == 0
@@ -527,7 +522,7 @@ def test_anybody_else_is_not_waited_for(tmp_path, held, monkeypatch, holder):
     slurm(monkeypatch, "83", "1")
     held(holder, 60)
     with pytest.raises(SystemExit, match=r"is in use by .*: wait for it, or stop it"):
-        src.train.take(tmp_path, "seed: 1\n")
+        src.train.take(tmp_path)
 
 
 def test_the_folder_says_what_ran(tmp_path):
@@ -545,7 +540,7 @@ def test_run_folders_that_cannot_be(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "loop.2").symlink_to(tmp_path / "loop" / "x")
-    monkeypatch.setattr(src.train, "train", lambda command, text, folder: src.train.take(folder, text))
+    monkeypatch.setattr(src.train, "train", lambda command, text, folder: src.train.take(folder))
     for name in ("file", "file/x", "loop", "loop/x", "loop.2", LONG, "zero\0byte", ""):
         folder = f"{tmp_path}/{name}" if name else ""
         monkeypatch.setattr(sys, "argv", ["train.py", "fit", *SMALL.split(), "--run_folder", folder])
