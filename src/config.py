@@ -65,7 +65,7 @@ class Dumper(yaml.SafeDumper):
 
 UNWRITABLE = "Unable to serialize instance"  # jsonargparse's words
 Dumper.add_multi_representer(object, lambda dumper, value: dumper.represent_str(UNWRITABLE))
-set_loader("yaml", load)
+set_loader("yaml", load, exceptions=(yaml.YAMLError,))
 set_dumper("yaml", lambda content: yaml.dump(content, Dumper=Dumper, sort_keys=False))
 
 log = logging.getLogger(__name__)

@@ -101,13 +101,13 @@ class Settings:
 
 
 def shortened(value):
-    """The value as a text of at most 80 characters, without control characters: it may be very long."""
+    """The value as a text of at most 180 characters, without control characters: it may be very long."""
     try:
         text = str(value)
     except ValueError:  # an integer of more than 4300 digits
         text = "a number of thousands of digits"
     text = printable(text)
-    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+    return text if len(text) <= 150 else f"{text[:75]}...{text[-40:]} ({len(text)} characters)"
 
 
 def printable(text):

@@ -22,6 +22,7 @@ from small import Lines, Net  # noqa: E402
 
 import src.config  # noqa: E402
 import src.train  # noqa: E402
+from src.callbacks.exact_resume import KEYS  # noqa: E402
 from src.callbacks.first_look import FirstLook, too_short  # noqa: E402
 from src.config import instantiate, merge, read  # noqa: E402
 from src.train import note_config, prepare  # noqa: E402
@@ -69,7 +70,7 @@ def refusal(*words, command="fit", run_folder=None):
         (f"{PLATEAU} val/loss --lr_interval step", "omit --lr_interval"),
         ("--logger mlflow", "pip install mlflow"),
         ("--logger CometLogger", "--logger CometLogger: Requirement 'comet-ml"),
-        ("--seed 4294967296", "the largest is 4294967295"),
+        ("--seed 4294967296", "--seed 4294967296 is too large: seeds are 0 to 4294967295"),
         ("--optimizer.lr 1e400", "--optimizer.lr inf is not a finite number"),
         ("--optimizer.lr nan", "--optimizer.lr nan is not a number"),
         ("--optimizer.lr -1", "--optimizer Adam: Invalid learning rate: -1.0"),
@@ -306,7 +307,7 @@ def test_a_run_is_not_resumed_beyond_its_schedule(tmp_path):
     saved = {
         "global_step": 18,
         "loops": {"fit_loop": {"epoch_progress": {"current": {"completed": 2}}}},
-        "exact_resume": {"in_epoch": False},
+        "exact_resume": dict.fromkeys(KEYS) | {"in_epoch": False},
         "lr_schedulers": [{"total_steps": 18}],
         "state_dict": {"x": torch.ones(1)},
     }

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import yaml
 from lesson import REPOSITORY, assert_one_sentence, until
-from test_launch import SHOW, Project, ranks_of, rows_of, run_of
+from test_launch import Project, ranks_of, rows_of, run_of
 from test_trust import GOOD, programs, run_with
 
 from src.launch import runs, slurm
@@ -255,40 +255,6 @@ def test_the_first_host_without_scontrol(monkeypatch):
     for nodes in ("", "[", ",a"):
         with pytest.raises(SystemExit, match="set MASTER_ADDR"):
             first_host(nodes)
-
-
-SRUN = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_LOCALID": "0", "SLURM_NODEID": "0",
-        "SLURM_STEP_TASKS_PER_NODE": "1"}  # fmt: skip
-MPI = {"OMPI_COMM_WORLD_SIZE": "12", "OMPI_COMM_WORLD_LOCAL_SIZE": "4", "MASTER_ADDR": "a"}
-
-
-@pytest.mark.parametrize(
-    ("environment", "words"),
-    [
-        ({"RANK": "x", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}, "RANK=x"),
-        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE=0"),
-        ({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}, "RANK=2"),
-        ({"RANK": "²", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "cannot be right"),
-        ({"MASTER_PORT": "x"}, "MASTER_PORT=x"),
-        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is set and RANK is not"),
-        *[({name: value for name, value in SRUN.items() if name != missing}, "with srun")
-          for missing in ("SLURM_LOCALID", "SLURM_NODEID", "SLURM_STEP_TASKS_PER_NODE")],
-        (SRUN | {"SLURM_NODEID": "7"}, "with srun"),
-        (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "x("}, "with srun"),
-        (MPI | {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}, "--map-by ppr:4:node"),
-        (MPI | {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_RANK": "0", "OMPI_COMM_WORLD_SIZE": "6"},
-         "as many on each"),
-    ],
-)  # fmt: skip
-def test_variables_that_cannot_be_right(environment, words):
-    done = subprocess.run(
-        ["python", "-c", f"import os; {SHOW}"],
-        cwd=REPOSITORY,
-        env={"PATH": os.environ["PATH"]} | environment,
-        capture_output=True,
-        text=True,
-    )
-    assert_one_sentence(done, words)
 
 
 # On the practice cluster
