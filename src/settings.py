@@ -101,7 +101,7 @@ class Settings:
 
 
 def shortened(value):
-    """The value as a text of at most 180 characters, without control characters: it may be very long."""
+    """The value as a text of at most 150 characters, without control characters: it may be very long."""
     try:
         text = str(value)
     except ValueError:  # an integer of more than 4300 digits

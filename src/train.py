@@ -346,7 +346,7 @@ def train(command, config_text, run_folder, callbacks=(), test=True):
         share_loaders(source, settings.seed, shuffle=not settings.overfit_batches)
     if hasattr(model, "normalisation"):  # pretrained weights know images that were normalised in their own way
         data.mean, data.std = model.normalisation
-    attach_optimizer(model, parts.optimizer, parts.lr_scheduler, settings, config.lr_interval)
+    attach_optimizer(model, parts.optimizer, parts.lr_scheduler, config.lr_interval, settings)
     if settings.strategy == "fsdp" and int(os.environ["WORLD_SIZE"]) > 1:
         attach_sharding(model, settings.sync_batchnorm)
 
@@ -366,7 +366,8 @@ def train(command, config_text, run_folder, callbacks=(), test=True):
     if isinstance(logger, TensorBoardLogger) and settings.strategy != "fsdp" and hasattr(model, "tensorboard_pages"):
         pages = model.tensorboard_pages(data)
     callbacks = [*parts.callbacks, *callbacks, *([Predictions(run_folder)] if command == "predict" else [])]
-    trainer = make_trainer(settings, run_folder, logger, pages, callbacks, config.trainer, parts)
+    filled_in = FilledIn(parts.filled_in, parts.model_arguments)
+    trainer = make_trainer(settings, run_folder, logger, pages, callbacks, config.trainer, model, [filled_in])
     if command == "fit":
         if watchdog:
             watchdog.trainer = trainer
@@ -482,8 +483,7 @@ def in_words(metrics):
     return [f"{name.replace('/', ' ')}: {value:.4f}" for name, value in metrics.items()]
 
 
-def make_trainer(settings, run_folder, logger, pages, callbacks, more, parts):
-    model = parts.model
+def make_trainer(settings, run_folder, logger, pages, callbacks, more, model, notes=()):
     world_size, local_size = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
     # Lightning has torch ask NVIDIA's library for GPUs. Where there is none, every optimizer step searches for it.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
@@ -497,8 +497,7 @@ def make_trainer(settings, run_folder, logger, pages, callbacks, more, parts):
     # The pages come before the checkpoints: what they draw at the end is written when the last checkpoint is.
     # FiniteLoss comes before ExactResume, in which the processes meet: if one stops there, none writes a checkpoint.
     exact_resume = ExactResume(settings.seed)
-    filled_in = FilledIn(parts.filled_in, parts.model_arguments)
-    own = [Agreement(), FirstLook(settings.max_time), FiniteLoss(run_folder), exact_resume, filled_in, *pages]
+    own = [Agreement(), FirstLook(settings.max_time), FiniteLoss(run_folder), exact_resume, *notes, *pages]
     if not getattr(model, "writes_epoch_line", False):
         own.append(EpochLine())
     if not settings.fast_dev_run:
@@ -577,7 +576,7 @@ def make_optimizer(model, optimizer):
     return model.make_optimizer(optimizer) if hasattr(model, "make_optimizer") else optimizer(model.parameters())
 
 
-def attach_optimizer(model, optimizer, scheduler, settings, interval):
+def attach_optimizer(model, optimizer, scheduler, interval, settings=None):
     """Give the model the optimizer and scheduler of the configuration, unless it makes its own."""
     if is_overridden("configure_optimizers", model):
         return

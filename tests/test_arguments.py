@@ -193,4 +193,4 @@ def test_begin_with_a_plain_state_dict(tmp_path):
     torch.save({"other": torch.ones(1)}, tmp_path / "other.pt")
     wrong = Training(tmp_path / "wrong", f"{flags} --init_from {tmp_path}/other.pt", path=PROJECTS)
     assert wrong.wait() == 1 and "Traceback" not in wrong.output()
-    assert f"--init_from {tmp_path}/other.pt: " in wrong.output()
+    assert f"--init_from {tmp_path}/other.pt: " in wrong.output(), wrong.output()

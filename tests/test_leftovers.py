@@ -12,11 +12,18 @@ from lesson import REPOSITORY
 
 LEAVES = {
     "nothing": "",
+    "tensors of a killed process": "Path('/dev/shm/torch_999999999_1_1').touch()",
     "a process": "subprocess.Popen(['sleep', '1000'], start_new_session=True)",
     "a process of a process": "subprocess.run(['bash', '-c', 'setsid sleep 1000 &'])",
     "a file": "Path('/dev/shm/left-by-a-test').touch()",
+    "tensors of a living process": "Path(f'/dev/shm/torch_{os.getppid()}_1_1').touch()",
 }
-NAMED = {"a process": "sleep 1000", "a process of a process": "sleep 1000", "a file": "/dev/shm: left-by-a-test"}
+NAMED = {
+    "a process": "sleep 1000",
+    "a process of a process": "sleep 1000",
+    "a file": "/dev/shm: left-by-a-test",
+    "tensors of a living process": "/dev/shm: torch_",
+}
 
 
 @pytest.fixture
@@ -28,7 +35,7 @@ def suite(tmp_path):
     )
 
     def run(line):
-        code = f"import subprocess\nfrom pathlib import Path\n\ndef test_it():\n    {line or 'pass'}\n"
+        code = f"import os, subprocess\nfrom pathlib import Path\n\ndef test_it():\n    {line or 'pass'}\n"
         (tmp_path / "test_it.py").write_text(code)
         command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "test_it.py"]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
@@ -43,13 +50,14 @@ def test_what_a_test_leaves_behind_is_named(suite, what):
     done = suite(LEAVES[what])
     try:
         assert "1 passed" in done.stdout
-        if what == "nothing":
+        if what not in NAMED:
             assert done.returncode == 0 and "left behind" not in done.stdout
         else:
             assert done.returncode == 1
             assert NAMED[what] in done.stdout.partition("The tests have left behind:")[2]
     finally:
-        Path("/dev/shm/left-by-a-test").unlink(missing_ok=True)
+        for path in (Path("/dev/shm/left-by-a-test"), *Path("/dev/shm").glob("torch_*_1_1")):
+            path.unlink(missing_ok=True)
         for line in done.stdout.splitlines():
             if line.strip().startswith("process "):
                 os.kill(int(line.split()[1].rstrip(":")), signal.SIGKILL)
