@@ -42,7 +42,7 @@ import src.datasets
 import src.models
 from src.datasets.datamodule import DataModule
 from src.launch.files import PRESETS, SETTINGS_KEYS, Loader, class_in, names_in, read_yaml
-from src.settings import Settings
+from src.settings import Settings, shortened
 from src.utils.attributes import STDLIB
 from src.utils.plain import plain
 
@@ -85,11 +85,11 @@ def in_one_line(error):
     """An exception with the line of code from which it comes."""
     frames = traceback.extract_tb(error.__traceback__)
     file, line = (error.filename, error.lineno) if isinstance(error, SyntaxError) else frames[-1][:2]
-    reason = shortened(" ".join(str(error).split()))
+    reason = short_words(" ".join(str(error).split()))
     return f"{type(error).__name__}: {reason} ({os.path.basename(file or '?')}:{line})"
 
 
-def shortened(text, longest=80):
+def short_words(text, longest=150):
     """The text with its long words cut: a sentence that repeats 5,000 letters cannot be read."""
     return re.sub(rf"\S{{{longest + 1},}}", lambda word: f"{word[0][: longest // 2]}...{word[0][-10:]}", text)
 
@@ -449,7 +449,7 @@ def check_trainer(more):
         if name not in inspect.signature(L.Trainer.__init__).parameters:
             near = difflib.get_close_matches(name, inspect.signature(L.Trainer.__init__).parameters)
             hint = f": did you mean --trainer.{near[0]}?" if near else ""
-            raise ValueError(f"Lightning's Trainer has no argument {shortened(str(name))}{hint}")
+            raise ValueError(f"Lightning's Trainer has no argument {shortened(name)}{hint}")
         try:
             trainer_parser().parse_object({name: more[name]})
         except ArgumentError as error:
@@ -591,7 +591,7 @@ def its_own_errors(name):
             error = error.__cause__
         if not any(is_users_file(file) for file in files_of(error)):
             kind = "" if isinstance(error, (ValueError, ImportError)) else f"{type(error).__name__}: "
-            raise ValueError(shortened(f"{name}: {kind}{' '.join(str(error).split())}")) from error
+            raise ValueError(short_words(f"{name}: {kind}{' '.join(str(error).split())}")) from error
         traceback.print_exception(error)
         sys.exit(f"{name}: the error above comes from its code")
 
@@ -696,7 +696,7 @@ GIVEN = r"(?:Given value: |Got value: |base 10: |Not of type \w+: (?!invalid))" 
 
 def one_sentence(error):
     """jsonargparse tells all that it tried. This is the part that helps."""
-    return shortened(plain_sentence(" ".join(str(error).split())))
+    return short_words(plain_sentence(" ".join(str(error).split())))
 
 
 def plain_sentence(text):

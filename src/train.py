@@ -70,13 +70,13 @@ from src.callbacks.hooks import skip_empty_hooks, validate_after_steps  # noqa: 
 from src.callbacks.stop_when_asked import StopWhenAsked  # noqa: E402
 from src.callbacks.time_limit import TimeLimit  # noqa: E402
 from src.callbacks.watchdog import Watchdog  # noqa: E402
-from src.config import instantiate, its_own_errors, merge, read, settings_of, shortened  # noqa: E402
+from src.config import instantiate, its_own_errors, merge, read, settings_of, short_words  # noqa: E402
 from src.datasets.datamodule import DataModule  # noqa: E402
 from src.datasets.loaders import share_loaders  # noqa: E402
 from src.launch.progress import NONE_YET, write_note  # noqa: E402
 from src.models.frozen import FrozenOrNot  # noqa: E402
 from src.models.sharding import attach_sharding  # noqa: E402
-from src.settings import indivisible, period, seconds  # noqa: E402
+from src.settings import indivisible, period, seconds, shortened  # noqa: E402
 from src.utils.loggers import check_logger, make_logger, shown_hparams  # noqa: E402
 from src.utils.logs import setup_logging  # noqa: E402
 from src.utils.predictions import Predictions  # noqa: E402
@@ -120,6 +120,7 @@ def prepare(command, argv, run_folder=None) -> str:
     check_trainer_values(config.trainer)
     checkpoint = to_resume(run_folder) if command == "fit" and run_folder else None
     if checkpoint:
+        check_kept(run_folder, config)
         check_plan(checkpoint, parts.data, config)
         check_schedule(checkpoint, config)
     elif command == "fit" and config.init_from:
@@ -142,7 +143,7 @@ def check_run(command, config):
     except FileNotFoundError:
         raise
     except OSError as error:  # a name that is too long, a loop of links
-        raise ValueError(f"{error.strerror}: {shortened(str(error.filename))}") from error
+        raise ValueError(f"{error.strerror}: {shortened(error.filename)}") from error
 
 
 def check(parts, settings, processes):
@@ -154,7 +155,7 @@ def check(parts, settings, processes):
     model = parts.model
     name = type(model).__name__
     if settings.seed > 2**32 - 1:
-        raise ValueError(f"--seed {shortened(str(settings.seed))} is too large: the largest is {2**32 - 1}")
+        raise ValueError(f"--seed {shortened(settings.seed)} is too large: the largest is {2**32 - 1}")
     if settings.gradient_clip and not math.isfinite(settings.gradient_clip):
         raise ValueError(f"--gradient_clip {settings.gradient_clip} is not a finite number: omit it to clip nothing")
     check_logger(parts.logger)
@@ -278,6 +279,34 @@ def check_schedule(checkpoint, config):
             )
 
 
+def check_kept(run_folder, config):
+    """Refuse other values for the optimizer and the schedule of a run that resumes: its checkpoint brings its own.
+
+    Raises:
+        ValueError: with one sentence
+    """
+    path = Path(run_folder) / "config.yaml"
+    if not path.is_file():
+        return
+    before, now = optimization(read(path.read_text())), optimization(config)
+    for name in before | now:
+        if before.get(name) != now.get(name):
+            raise ValueError(
+                f"--{name} {shortened(now.get(name))}: this run has {shortened(before.get(name))}, and its checkpoint "
+                f"would bring that back: begin a new run with --init_from {run_folder}"
+            )
+
+
+def optimization(config):
+    """The values on which the optimizer and the schedule depend, by the names of their flags."""
+    parts = ("optimizer", "lr_scheduler", "lr_interval", "scale_lr", *(["batch_size"] if config.scale_lr else []))
+    return {
+        key.replace("init_args.", "").removesuffix(".class_path"): value
+        for key, value in vars(config.clone().as_flat()).items()
+        if key.split(".")[0] in parts
+    }
+
+
 def check_plan(checkpoint, data, config):
     """Whether this configuration can resume the checkpoint, as far as it can be seen without the data.
 
@@ -300,7 +329,9 @@ def checkpoint_for(command, run_folder, config):
     def choose():
         try:
             path = to_resume(run_folder) if command == "fit" else find(config.run, config.ckpt)
-        except FileNotFoundError as error:
+            if command == "fit" and path:
+                check_kept(run_folder, config)
+        except (FileNotFoundError, ValueError) as error:
             sys.exit(str(error))
         if command == "fit" and path is None and not config.fast_dev_run:
             write_note(run_folder, NONE_YET)
@@ -629,7 +660,7 @@ def init_weights(model, source):
         load_into(model, read_weights(path))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        sys.exit(f"--init_from {shortened(str(source))}: {reason}")
+        sys.exit(f"--init_from {shortened(source)}: {reason}")
     log_once(f"beginning with the weights of {path}")
 
 
@@ -648,7 +679,7 @@ def take(run_folder):
         run_folder.mkdir(parents=True, exist_ok=True)
         file = open(run_folder / ".taken", "a+")  # noqa: SIM115 (it stays open)
     except OSError as error:
-        sys.exit(f"the run folder {shortened(str(run_folder))} cannot be written to: {error.strerror}")
+        sys.exit(f"the run folder {shortened(run_folder)} cannot be written to: {error.strerror}")
     lock(file, run_folder)
     job = os.environ.get("SLURM_JOB_ID")
     attempt = f", restart {os.environ.get('SLURM_RESTART_COUNT') or 0}" if job else ""
@@ -738,7 +769,7 @@ def main():
         if args.command != "fit" and not args.print_config:
             check_run(args.command, read(text))
     except (ValueError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: error: {shortened(' '.join(str(error).split()))}\n")
+        parser.exit(2, f"{parser.prog}: error: {short_words(' '.join(str(error).split()))}\n")
     if args.prepare or args.print_config:
         print(text, end="")
         return

@@ -25,7 +25,7 @@ import src.train  # noqa: E402
 from src.callbacks.exact_resume import KEYS  # noqa: E402
 from src.callbacks.first_look import FirstLook, too_short  # noqa: E402
 from src.config import instantiate, merge, read  # noqa: E402
-from src.train import note_config, prepare  # noqa: E402
+from src.train import check_kept, note_config, prepare  # noqa: E402
 from src.utils.loggers import make_logger  # noqa: E402
 
 SMALL = "--model small.Net --data small.Lines"
@@ -316,6 +316,29 @@ def test_a_run_is_not_resumed_beyond_its_schedule(tmp_path):
     flags = f"{ONE_CYCLE} --lr_scheduler.total_steps 27 --lr_interval step --max_epochs"
     assert "ends after 18 steps, and the training would take 27" in refusal(f"{flags} 3", run_folder=tmp_path)
     assert prepare("fit", f"{flags} 2".split(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "refused"),
+    [
+        ("--optimizer.lr 0.1", "--optimizer.lr 0.1: this run has 0.001"),
+        ("--optimizer.betas [0.8,0.99]", "--optimizer.betas"),
+        ("--optimizer SGD --optimizer.lr 0.001", "--optimizer "),
+        ("--lr_scheduler StepLR --lr_scheduler.step_size 2", "--lr_scheduler"),
+        ("--scale_lr 32", "--scale_lr 32: this run has None"),
+        ("--batch_size 32", None),
+        ("--max_epochs 5 --checkpoint_every 3", None),
+    ],
+)
+def test_what_a_checkpoint_brings_back_is_refused(tmp_path, flags, refused):
+    """Lightning restores the optimizer: a new learning rate would be in config.yaml and have no effect."""
+    (tmp_path / "config.yaml").write_text(merge(["--optimizer.lr", "0.001"]))
+    config = read(merge(["--optimizer.lr", "0.001", *flags.split()]))
+    if refused is None:
+        return check_kept(tmp_path, config)
+    with pytest.raises(ValueError) as raised:
+        check_kept(tmp_path, config)
+    assert refused in str(raised.value) and f"--init_from {tmp_path}" in str(raised.value)
 
 
 @pytest.mark.parametrize("watching", ["EarlyStopping", "ModelCheckpoint"])
