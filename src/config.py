@@ -234,18 +234,26 @@ def merge(argv) -> str:
     arguments = [word for path, _ in pairs for word in ("--config", path)] + flags
     typed = {flag.partition("=")[0].rstrip("+") for flag in flags if flag.startswith("--")}
     for key, default in DEFAULTS.items():
-        if f"--{key}" in typed or any(class_in(content.get(key)) for content in contents):
+        if f"--{key}" in typed or any(class_in(content.get(key), key) for content in contents):
             continue
         if importlib.util.find_spec(default.rpartition(".")[0]) is None:
             known = f": {', '.join(KNOWN[key])}, or a path such as mine.Mine" if KNOWN[key] else ""
             raise ValueError(f"--{key} is missing: it takes the name of a class{known}")
         arguments = [f"--{key}={default}", *arguments]
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        if re.fullmatch(r"[-+]?[0-9]+_[0-9_]*(\.[0-9_]*)?(e[-+]?[0-9]+)?", value):
+            raise ValueError(f"{name} {shortened(value)} is a number for Python alone: write it without _")
     for content in contents:
         check_trainer(content["trainer"] if isinstance(content.get("trainer"), dict) else {})
     parser = make_parser()
     named = {key: names_in(arguments, contents, key) for key in DEFAULTS}
     if reason := why_unknown([names[-1] for names in named.values()]):
         raise ValueError(reason)
+    for key, base in (("data", L.LightningDataModule), ("model", L.LightningModule)):
+        name, found = named[key][-1], find_class(named[key][-1], base)
+        if found is not None and "." in name and not (isinstance(found, type) and issubclass(found, base)):
+            raise ValueError(f"--{key} {shortened(name)} is not a {base.__name__}")
     data = find_class(named["data"][-1], L.LightningDataModule)
     # What the class of the data needs, has no default for, and was not given: it receives the setting below.
     typed_for_data = {name for name in FOR_DATA if typed & {f"--data.{name}", f"--data.init_args.{name}"}}
@@ -441,6 +449,8 @@ def overrides(cls, method):
 def check_trainer(more):
     """Refuse Trainer arguments that have their own flag here: their value would be ignored."""
     for name in more:
+        if not isinstance(name, str):
+            raise ValueError(f"trainer: {shortened(name)} is not the name of an argument of Lightning's Trainer")
         flag = TRAINER_FLAGS.get(name, name)
         if flag in SETTINGS_KEYS + ["nodes", "gpus_per_node", "logger", "callbacks"]:
             raise ValueError(f"--trainer.{name} is not accepted: use --{flag}")
@@ -736,4 +746,5 @@ def plain_sentence(text):
     reason = re.sub(r"^Type typing\..*? expects a function or a callable class: ", "", reason)
     reason = re.sub(r"\. Got value: Namespace\(.*", "", reason)
     reason = re.sub(r'^(?:.*?: )?Parser key "[^"]+": ', "", reason)
+    reason = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", reason)
     return f"--{flag}: {reason}" if key else reason

@@ -15,6 +15,9 @@ from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 MONITORS = ["val/accuracy", "val_accuracy", "val_acc", "val/loss", "val_loss"]  # where --monitor names none
 
 
+LARGEST = 2**31 - 1  # of a number
+
+
 @dataclass
 class Settings:
     """How the training runs.
@@ -81,6 +84,11 @@ class Settings:
     profile: Literal["simple", "advanced", "pytorch"] | None = None
 
     def __post_init__(self):
+        for name, value in vars(self).items():
+            if name != "seed" and isinstance(value, int) and value > LARGEST:
+                raise ValueError(f"--{name} {shortened(value)} is too large: at most {LARGEST}")
+        if self.threads and self.threads > 1024:
+            raise ValueError(f"--threads {self.threads} is more than a node has: at most 1024")
         if self.seed >= 2**32:
             raise ValueError(f"--seed {shortened(self.seed)} is too large: seeds are 0 to {2**32 - 1}")
         if self.gradient_clip is not None and not math.isfinite(self.gradient_clip):

@@ -322,7 +322,6 @@ for flag in ("modules", "directives", "container_binds", "container_env"):
         f"--{flag}", "newline|line|control|character")  # fmt: skip
 for flag in ("partition", "account", "qos"):
     row(f"{flag}-escape", ["run.py", f"--{flag}=a\x1b]52;c;x"], f"--{flag}", "control|character")
-row("partition-comment", ["run.py", "--partition=#x"], "--partition", "#x")
 for flag in ("partition", "account"):
     for cluster in ("pbs", "sge"):
         row(
@@ -1159,27 +1158,22 @@ for number, program in LESSONS.items():
     for flag, value, allowed in [
         ("nodes", "0", "positive_int|above 0"),
         ("nodes", "²", "positive_int|above 0"),
-        ("nodes", "1_000", "positive_int|above 0"),
         ("nodes", "", "positive_int|above 0"),
-        ("nodes", DIGITS, "positive_int|above 0"),
         ("seed", "4294967296", "positive_int|above 0"),
         ("lr", "nan", "positive_float|above 0"),
         ("lr", "1e400", "positive_float|above 0"),
-        ("lr", "1_0", "positive_float|above 0"),
         ("batch_size", "-1", "positive_int|above 0|expected"),
         ("mem", "4000", "4G"),
         ("time", "30", "HH:MM:SS"),
-        ("time", "٠٠:10:00", "HH:MM:SS"),
         ("experiment_name", "a/b", "letters"),
         ("cluster", "pbs", "slurm"),
         ("zzzz", "3", "--zzzz"),
-        ("partition", "a\nb", "--partition"),
         ("num_workers", "3", "--cpus_per_task"),
     ]:
         row(f"lesson-{number}-{flag}-{value[:9]!r}", [program, f"--{flag}={value}"], f"--{flag}",
             value[:9].split("\n")[0], allowed)  # fmt: skip
     row(f"lesson-{number}-nodes-local", [program, "--nodes=2", "--cluster=local"], "--nodes 2", "Slurm")
-    for kind, content in {"file": "", "loop": loop, "fifo": fifo}.items():
+    for kind, content in {"file": "", "fifo": fifo}.items():
         row(f"lesson-{number}-log_path-{kind}", [program, "--log_path", "there"], "there", files={"there": content})
     row(f"lesson-{number}-log_path-long", [program, "--log_path", LONG], "xxx")
     row(f"lesson-{number}-data_dir-file", [program, "--data_dir", "there"], "there", files={"there": ""})

@@ -480,7 +480,7 @@ def check(state: Path, command: str) -> None:
         raise Problem(f"{', '.join(lacking)} not found: on Debian or Ubuntu type `{install}`")
     if len(str(state)) > MAX_DIR or not re.fullmatch(r"/[\w./-]+", str(state), re.ASCII):
         rule = f"at most {MAX_DIR} letters, digits and any of / . _ - (Unix sockets in it must keep below 107 bytes)"
-        raise Problem(f"{state} cannot be the state folder: take a path of {rule}")
+        raise Problem(f"{str(state)[:100]} cannot be the state folder: take a path of {rule}")
     if (arguments_of(1)[1:2] or [""])[0].endswith("/init.sh"):
         raise Problem(f"this shell is itself on {os.uname().nodename}, a host of a practice cluster: type `exit` first")
 

@@ -209,9 +209,12 @@ def data_class(arguments):
     return names[-1] if names else None
 
 
-def class_in(section):
+def class_in(section, key):
     """The class that a section of a config file names, if any."""
-    return section if isinstance(section, str) else isinstance(section, dict) and section.get("class_path")
+    name = section.get("class_path") if isinstance(section, dict) else section
+    if isinstance(section, dict) and name is not None and not isinstance(name, str):
+        sys.exit(f"{key}: class_path: {shortened(name)} is not the name of a class")
+    return name if isinstance(name, str) else None
 
 
 def names_in(arguments, contents, key):
@@ -221,7 +224,7 @@ def names_in(arguments, contents, key):
         arguments: flags
         contents: of the config files
     """
-    names = [class_in(content.get(key)) for content in contents]
+    names = [class_in(content.get(key), key) for content in contents]
     for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
         flag, equals, value = word.partition("=")
         if flag in (f"--{key}", f"--{key}.class_path"):

@@ -107,7 +107,7 @@ def check_number(kind, text):
     """
     kinds = typing.get_args(kind) or (kind,)
     numbers = [part for part in kinds if isinstance(part, type) and issubclass(part, (int, float))]
-    if numbers and str not in kinds and ("_" in text or not text.isascii()):
+    if numbers and ("_" in text or not text.isascii()):
         raise ValueError
 
 
@@ -138,6 +138,8 @@ def check_types(values, path=None):
             if path is None:
                 typed[name] = flag_value(parser, name, value)
             else:
+                if value is None and type(None) not in typing.get_args(TYPES[name]):
+                    raise ValueError
                 check_number(TYPES[name], str(value))
                 typed[name] = parser.parse_object({name: value})[name]
         except (ArgumentError, ValueError, OverflowError, yaml.YAMLError):

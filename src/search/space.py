@@ -14,6 +14,7 @@ from jsonargparse.typing import PositiveInt
 
 from src.launch.files import SECTIONS, SETTINGS_KEYS
 from src.launch.flags import allowed, check_types
+from src.settings import shortened
 
 SYNTAX = "values such as 64,128,256, or a range such as 0.1..0.9, 2..8 (whole numbers) or log:1e-4..1e-1"
 COMMON = ["monitor", "fast_dev_run", "smoke"]  # with others in each trial they could not be compared
@@ -52,7 +53,7 @@ def read_search(texts):
         try:
             parser.parse_args([f"--{name}={text}"])
         except ArgumentError:
-            sys.exit(f"--{name} {text} is not {allowed(OWN[name])}")
+            sys.exit(f"--{name} {shortened(text)} is not {allowed(OWN[name])}")
     return Search(**parser.parse_args([f"--{name}={text}" for name, text in texts.items()]))
 
 

@@ -13,18 +13,22 @@ values are chosen when it begins, from what is known by then. From there on they
 
 import contextlib
 import json
+import os
 import sys
 import time
+import typing
 from dataclasses import asdict
 
 import optuna
 import yaml
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages.journal._storage import JournalOperation
 from optuna.trial import TrialState
 
 from src.launch.files import read_yaml
-from src.search.space import Range, combinations, read_space
+from src.search.space import OWN, Range, combinations, read_space
+from src.settings import shortened
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -81,6 +85,8 @@ def read(folder):
     texts = [text for pair in settings["search"].items() for text in pair]
     if settings["pruner"] not in PRUNERS or not all(isinstance(text, str) for text in texts):
         sys.exit(f"{folder / 'study.yaml'} is no study: pruner or search is wrong")
+    if settings["sampler"] not in typing.get_args(OWN["sampler"]):
+        sys.exit(f"{folder / 'study.yaml'} is no study: there is no sampler {shortened(settings['sampler'])}")
     return settings
 
 
@@ -113,9 +119,9 @@ def load(folder, number=0):
 def repair(folder):
     """Cut off what a process has left that was killed while it wrote a line: nobody was told that it was written."""
     path = folder / "journal.log"
-    lock = JournalFileOpenLock(str(path.resolve()))
-    if path.exists() and not path.is_file():
+    if os.path.lexists(path) and not os.path.isfile(path):  # also a link that leads nowhere, or to itself
         sys.exit(f"{path} is not a regular file, so it is no journal of a study")
+    lock = JournalFileOpenLock(str(path.resolve()))
     file = path.with_name("journal.log.lock")
     with contextlib.suppress(OSError):  # it is not there, as nearly always
         before = file.lstat().st_mtime
@@ -127,16 +133,21 @@ def repair(folder):
         try:
             with open(path, "rb+") as file:
                 lines = file.readlines()
-                if lines and not lines[-1].endswith(b"\n"):
-                    file.truncate(sum(map(len, lines[:-1])))
-                    lines.pop()
+                whole = lines[:-1] if lines and not lines[-1].endswith(b"\n") else lines
+                check_journal(path, whole or lines)
+                if whole != lines:
+                    file.truncate(sum(map(len, whole)))
         finally:
             lock.release()
     except OSError as error:
         sys.exit(f"cannot open the journal of the study, {path}: {error.strerror}")
+
+
+def check_journal(path, lines):
+    """Each line has to be an operation that Optuna knows. Ends with one sentence otherwise."""
     for number, line in enumerate(lines, start=1):
         try:
-            json.loads(line)["op_code"]
+            JournalOperation(json.loads(line)["op_code"])
         except (ValueError, KeyError, TypeError):
             sys.exit(f"{path} is damaged in line {number}: copy the file, remove that line, and give the command again")
 

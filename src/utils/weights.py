@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from src.callbacks.checkpoints import is_complete
+from src.launch.files import Unreadable, open_regular
 
 
 def read_weights(path) -> dict:
@@ -19,8 +20,11 @@ def read_weights(path) -> dict:
         ValueError: there are no weights in it; with one sentence
     """
     path = Path(path)
+    try:
+        open_regular(path).close()  # a pipe would block for ever, a device never end
+    except Unreadable as error:
+        raise ValueError(error) from error
     is_zip = zipfile.is_zipfile(path)  # what torch writes; mmap reads only what is used, and works for these alone
-    open(path, "rb").close()  # is_zipfile() hides that there is no such file
     try:
         # A Namespace, in which older programs keep their arguments, holds values and nothing else.
         with torch.serialization.safe_globals([argparse.Namespace]):
