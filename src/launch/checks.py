@@ -17,7 +17,7 @@ from src.launch.files import data_class, divides_batches
 from src.launch.job import ROOT, megabytes, minutes
 from src.launch.ranks import strays
 from src.launch.script import bound_folders, container_program, slurm_directives
-from src.settings import indivisible, shortened
+from src.settings import indivisible, path_of, shortened
 
 OK, WARNING, ERROR = "ok", "WARNING", "ERROR"
 FREE_DISK = 5 * 1024**3  # bytes; a checkpoint of a large network alone has some gigabytes
@@ -120,6 +120,10 @@ def check_container(request):
     for bind in job.container_binds:
         if "," in bind or bind.count(":") > 2:
             return ERROR, f"--container_binds {shortened(bind)} is not one FOLDER, FOLDER:INSIDE or FOLDER:INSIDE:ro"
+        try:
+            path_of(bind.split(":")[0], "--container_binds")
+        except ValueError as error:
+            return ERROR, str(error)
     if job.cluster == "debug":
         return ERROR, f"--container {image} needs another --cluster: debug runs in this Python"
     if "://" not in image and not Path(image).exists():

@@ -175,7 +175,7 @@ def explained_script(job, folder, **array):
         **array,
     )
     lines = []
-    for line in script.split("\n")[:-1]:
+    for line in script.removesuffix("\n").split("\n"):
         if line in ("# Parameters", "# setup", "# command", "# teardown"):
             continue
         meaning = next((text for start, text in MEANINGS.items() if line.startswith(start)), None)
