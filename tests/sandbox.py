@@ -9,6 +9,7 @@ One thing is not as in real life: `sys.executable` is a small program that asks 
 run.py starts `python src/train.py --prepare`, and lessons start `python data/get_data.py`.
 """
 
+import contextlib
 import ctypes
 import gc
 import gzip
@@ -114,6 +115,8 @@ class Sandboxes:
 
     def run(self, row) -> Result:
         """Run a row of bad_input.py."""
+        for kind, server in self.servers.items():
+            assert server.poll() is None, f"the {kind} server has ended with code {server.poll()}"
         server = self.servers["heavy" if row.heavy else "light"]
         server.stdin.write(f"{json.dumps(row.name)}\n")
         server.stdin.flush()
@@ -251,7 +254,8 @@ class Guard:
                 self.answer(self.started.pop(pid), os.waitstatus_to_exitcode(status))
             for pid, client in list(self.started.items()):
                 if not os.path.exists(f"/proc/{client}"):  # it was killed
-                    os.kill(pid, signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
             self.start_requested()  # src/train.py starts data/get_data.py
 
     def start_requested(self):
@@ -263,12 +267,15 @@ class Guard:
     def start(self, client):
         """A command has started `python WORDS`, that is, this client."""
         process = Path(f"/proc/{client}")
-        _, _, *words = os.fsdecode((process / "cmdline").read_bytes()).split("\0")[:-1]
-        variables = os.fsdecode((process / "environ").read_bytes()).split("\0")[:-1]
+        try:
+            _, _, *words = os.fsdecode((process / "cmdline").read_bytes()).split("\0")[:-1]
+            variables = os.fsdecode((process / "environ").read_bytes()).split("\0")[:-1]
+            folder, uid = os.readlink(process / "cwd"), process.stat().st_uid
+        except (OSError, ValueError):  # it was killed meanwhile
+            return
         environment = dict(variable.split("=", 1) for variable in variables)
         files = [process / f"fd/{number}" for number in range(3)]
         words = [word for word in words if word != "-u"]
-        folder, uid = os.readlink(process / "cwd"), process.stat().st_uid
         self.started[self.fork(words, folder, environment, files, uid)] = client
 
     def answer(self, client, code):
@@ -279,7 +286,10 @@ class Guard:
     def fork(self, *called):
         pid = os.fork()
         if pid == 0:
-            self.become(*called)
+            try:
+                self.become(*called)
+            finally:
+                os._exit(1)
         return pid
 
     def become(self, words, folder, environment, files, uid):
@@ -320,9 +330,10 @@ class Guard:
                 return left
             if pid == 0 and time.monotonic() > deadline:
                 for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
-                    words = Path(f"/proc/{child}/cmdline").read_bytes().decode(errors="replace").split("\0")
-                    left.append(" ".join(words).strip())
-                    os.kill(int(child), signal.SIGKILL)
+                    with contextlib.suppress(OSError):  # it has just ended
+                        words = Path(f"/proc/{child}/cmdline").read_bytes().decode(errors="replace").split("\0")
+                        left.append(" ".join(words).strip())
+                        os.kill(int(child), signal.SIGKILL)
                 deadline = time.monotonic() + 1
             elif pid == 0:
                 time.sleep(0.002)
