@@ -25,6 +25,12 @@ ROOT = os.path.dirname(os.path.realpath(__file__))
 if sys.path[:1] != [ROOT]:  # with PYTHONSAFEPATH; another package could be called src
     sys.path.insert(0, ROOT)
 
+try:
+    import jsonargparse  # noqa: F401
+    import submitit  # noqa: F401
+except ModuleNotFoundError as error:
+    sys.exit(f"{error.name} is not installed for this Python: activate the environment (source env/bin/activate)")
+
 from src.launch import qsub, runs  # noqa: E402
 from src.launch.checks import heed, run_checks  # noqa: E402
 from src.launch.files import Unreadable, check_keys, nearest, read_config, read_yaml  # noqa: E402

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -679,3 +680,9 @@ def test_a_local_run_takes_the_gpus_that_you_let_it_see(project):
         few = project.shell(f"CUDA_VISIBLE_DEVICES={said} {GPUS}")
         assert_one_sentence(few, "--gpus_per_node 2", f"CUDA_VISIBLE_DEVICES={said}", f"there are {count}")
     assert_one_sentence(project.shell(f"CUDA_VISIBLE_DEVICES=a,b {GPUS}"), "a is no GPU")
+
+
+def test_a_forgotten_environment_is_one_sentence():
+    command = [sys.executable, "-S", "run.py", "list"]  # -S: without what is installed
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert_one_sentence(done, "jsonargparse is not installed for this Python", "source env/bin/activate")

@@ -162,7 +162,7 @@ def test_a_dry_run_is_refused_as_the_job_is(tmp_path):
     for flags, words in {
         "--directives [--nodes=2]": "--directives --nodes=2 cannot be set",
         "--directives '[-l x]'": "'-l x' is not --flag=value",
-        "--cluster debug --tasks_per_node 2": "--cluster debug is one process, not 2",
+        "--cluster debug --tasks_per_node 2": "--cluster debug (the default without Slurm) is one process, not 2",
         "--cluster local --nodes 2": "--nodes 2 needs Slurm",
         "--container docker://x --container_binds '[/a,b]'": "",
         "--container docker://x --container_binds '[\"/a,/b\"]'": "--container_binds /a,/b is not one FOLDER",
