@@ -28,7 +28,8 @@ def check_place(request):
     if job.cluster in ("local", "debug") and job.nodes > 1:
         return ERROR, f"--nodes {job.nodes} needs Slurm: --cluster {job.cluster} has this machine only"
     if job.cluster == "debug" and job.processes > 1:
-        return ERROR, f"--cluster debug (the default without Slurm) is one process, not {job.processes}: take --cluster local"
+        default = "--cluster debug (the default without Slurm)"
+        return ERROR, f"{default} is one process, not {job.processes}: take --cluster local"
     if job.cluster == "slurm" and not request.dry_run and not shutil.which("sbatch"):
         return ERROR, "--cluster slurm needs sbatch, which is not found here: take --cluster local"
     if job.cluster in qsub.CLUSTERS and not request.dry_run and not shutil.which("qsub"):
