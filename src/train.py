@@ -37,6 +37,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # read when torch is imported
 gc.disable()  # a million objects are made now that stay: to look through them takes a fifth of the start
 import lightning as L  # noqa: E402
 import torch  # noqa: E402
+import yaml  # noqa: E402
 from lightning.pytorch.callbacks import (  # noqa: E402
     GradientAccumulationScheduler,
     ModelCheckpoint,
@@ -120,7 +121,7 @@ def prepare(command, argv, run_folder=None) -> str:
     check_trainer_values(config.trainer)
     checkpoint = to_resume(run_folder) if command == "fit" and run_folder else None
     if checkpoint:
-        check_kept(run_folder, config)
+        check_kept(run_folder, text)
         check_plan(checkpoint, parts.data, config)
         check_schedule(checkpoint, config)
     elif command == "fit" and config.init_from:
@@ -279,16 +280,18 @@ def check_schedule(checkpoint, config):
             )
 
 
-def check_kept(run_folder, config):
+def check_kept(run_folder, text):
     """Refuse other values for the optimizer and the schedule of a run that resumes: its checkpoint brings its own.
 
+    Args:
+        text: the new configuration, as merge() made it
     Raises:
         ValueError: with one sentence
     """
     path = Path(run_folder) / "config.yaml"
     if not path.is_file():
         return
-    before, now = optimization(read(path.read_text())), optimization(config)
+    before, now = (optimization(yaml.safe_load(config)) for config in (path.read_text(), text))
     for name in before | now:
         if before.get(name) != now.get(name):
             raise ValueError(
@@ -299,12 +302,22 @@ def check_kept(run_folder, config):
 
 def optimization(config):
     """The values on which the optimizer and the schedule depend, by the names of their flags."""
-    parts = ("optimizer", "lr_scheduler", "lr_interval", "scale_lr", *(["batch_size"] if config.scale_lr else []))
-    return {
-        key.replace("init_args.", "").removesuffix(".class_path"): value
-        for key, value in vars(config.clone().as_flat()).items()
-        if key.split(".")[0] in parts
-    }
+    names = [
+        "optimizer",
+        "lr_scheduler",
+        "lr_interval",
+        "scale_lr",
+        *(["batch_size"] if config.get("scale_lr") else []),
+    ]
+    found = {}
+    for name in names:
+        part = config.get(name)
+        if isinstance(part, dict):
+            found[name] = part.get("class_path")
+            found |= {f"{name}.{key}": value for key, value in (part.get("init_args") or {}).items()}
+        else:
+            found[name] = part
+    return found
 
 
 def check_plan(checkpoint, data, config):
@@ -323,14 +336,14 @@ def check_plan(checkpoint, data, config):
         raise ValueError(reason)
 
 
-def checkpoint_for(command, run_folder, config):
+def checkpoint_for(command, run_folder, config, config_text):
     """The checkpoint from which fit continues, or None; the one that is evaluated. The first process chooses it."""
 
     def choose():
         try:
             path = to_resume(run_folder) if command == "fit" else find(config.run, config.ckpt)
             if command == "fit" and path:
-                check_kept(run_folder, config)
+                check_kept(run_folder, config_text)
         except (FileNotFoundError, ValueError) as error:
             sys.exit(str(error))
         if command == "fit" and path is None and not config.fast_dev_run:
@@ -386,7 +399,7 @@ def train(command, config_text, run_folder, callbacks=(), test=True):
     if command == "fit" and processes > 1 and not settings.fast_dev_run:
         watchdog = Watchdog(run_folder, int(os.environ["RANK"]), processes, settings.stuck_after)
         watchdog.start()  # before the processes wait for each other for the first time
-    checkpoint = checkpoint_for(command, run_folder, config)
+    checkpoint = checkpoint_for(command, run_folder, config, config_text)
     if lock:
         note_config(run_folder, config_text)
     logger = None
