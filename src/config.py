@@ -50,7 +50,7 @@ PLATEAU = "ReduceLROnPlateau"  # torch and Lightning have one each: the short na
 
 
 def load(text):
-    """What jsonargparse reads files and flags with: a SafeLoader, the one with which run.py reads."""
+    """Read files and flags for jsonargparse with the SafeLoader that run.py uses."""
     content = yaml.load(text, Loader)
     scheduler = content.get("lr_scheduler") if isinstance(content, dict) else None
     if scheduler == PLATEAU or (isinstance(scheduler, dict) and scheduler.get("class_path") == PLATEAU):
@@ -194,7 +194,7 @@ def sources_of(argv):
 
 
 def content_of(path):
-    """What a config file holds, a dictionary. It is read here before jsonargparse does, as run.py reads it.
+    """Read a config file as a dictionary, before jsonargparse does and as run.py does.
 
     Raises:
         ValueError, SystemExit: with one sentence that says what is wrong with it
@@ -586,7 +586,7 @@ def make(key, config, base):
 
 @contextlib.contextmanager
 def its_own_errors(name):
-    """What happens inside a class that the user has named.
+    """Run code inside a class that the user has named.
 
     If only installed packages take part, as when an optimizer refuses a number, their message is the sentence. If code
     of the user's does, its traceback is shown, and one line that says which class it is. A SystemExit passes.

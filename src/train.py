@@ -643,7 +643,7 @@ def attach_optimizer(model, optimizer, scheduler, interval, settings=None):
 
 
 def schedule_of(scheduler, settings, interval=None):
-    """What ReduceLROnPlateau looks at, and how often: a metric of the validation is new after a validation only.
+    """The metric of ReduceLROnPlateau, and how often it is read: one of the validation is new after a validation only.
 
     Returns:
         what Lightning takes: {"monitor": ..., "frequency": ...}; nothing for the other schedules

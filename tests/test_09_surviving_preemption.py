@@ -117,7 +117,7 @@ def test_ctrl_c_and_cancel_without_slurm(root):
         command = f"python run.py resume {run.name}"
     assert re.findall(r"the weights are (\w{16})$", output, re.MULTILINE) == [checksum]
     assert "SIGINT: saving at step" in output
-    assert f"Go on with: python run.py resume {run.name}\n" in output
+    assert f"Resume it with: python run.py resume {run.name}\n" in output
     [other] = before
     assert curves(run) == curves(other)
     done = root.shell(f"python lessons/{NAME}/compare.py {other.name} {run.name}")

@@ -225,7 +225,7 @@ def test_killed_study_goes_on(root, study):
         file.write('{"op_code":6,"worker_id":"12')
     again = root.shell("python run.py resume killed")
     assert again.returncode == 128 + signal.SIGINT, again.stdout + again.stderr
-    assert "stopped at step 3. Go on with: python run.py resume killed\n" in again.stdout
+    assert "stopped at step 3. Resume it with: python run.py resume killed\n" in again.stdout
     last = root.shell("python run.py resume killed")
     assert last.returncode == 0, last.stdout + last.stderr
     output = done.stdout + again.stdout + last.stdout

@@ -232,5 +232,5 @@ def test_a_process_gets_a_stop_signal(tmp_path, rank):
             os.kill(run.pids[rank], signal.SIGCONT)
         run.kill()
     assert f"no sign of life from rank {rank} (on " in run.output()
-    assert "Go on with: python run.py resume run" in run.output()
+    assert "Resume it with: python run.py resume run" in run.output()
     assert steps(run.folder)[-1] >= 40

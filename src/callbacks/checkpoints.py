@@ -107,7 +107,7 @@ class SameFolder(L.Callback):
             self.known = self.found()
 
     def found(self):
-        """What the folder is, by whatever name; None if there is none."""
+        """The identity of the folder, by whatever name; None if there is no such folder."""
         with contextlib.suppress(FileNotFoundError):
             state = self.folder.stat()
             return state.st_dev, state.st_ino

@@ -36,7 +36,7 @@ from src.utils.seeds import seed_here
 
 log = logging.getLogger(__name__)
 
-# What a checkpoint must hold about the position in the training. Older versions wrote less.
+# A checkpoint must hold these about the position in the training. Older versions wrote fewer.
 KEYS = {"metrics", "averages", "attributes", "in_epoch", "frozen", "gradients", "logged", "stopped_in_validation"}
 KEYS |= {"next_logged_step"}
 
@@ -227,7 +227,7 @@ def refused(callbacks):
 
 
 def position(path):
-    """What a checkpoint says about the position in the training, and nothing of its weights.
+    """Read the position in the training from a checkpoint, without its weights.
 
     Raises:
         SystemExit: it was written by an older version of this program, or by another one
@@ -248,7 +248,7 @@ def next_logged_step(checkpoint):
 
 
 def plan(trainer, accumulate):
-    """What decides which samples are in which batch of an epoch: the same plan, the same batches."""
+    """The plan of an epoch decides which samples are in which batch: the same plan gives the same batches."""
     loaders = getattr(trainer.train_dataloader, "iterables", trainer.train_dataloader)
     parts = [part_of_plan(loader) for loader in tree_leaves(loaders)]
     return plain({"accumulate": accumulate, "loaders": parts})

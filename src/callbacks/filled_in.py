@@ -5,7 +5,7 @@ import lightning as L
 
 class FilledIn(L.Callback):
     def __init__(self, filled_in: dict, arguments: dict) -> None:
-        """What instantiate() in src/config.py has found out.
+        """Keep the arguments that instantiate() in src/config.py has found.
 
         Args:
             filled_in: the model's arguments that the data have given; load_run() uses them

@@ -1,4 +1,4 @@
-"""What only the data and the first validation show: metrics that nobody reports, and schedules that are too short."""
+"""Mistakes that only the data and the first validation show: unknown metrics, and schedules that are too short."""
 
 import difflib
 

@@ -1,4 +1,4 @@
-"""What of Lightning's loops is changed from outside."""
+"""Changes to Lightning's loops from outside."""
 
 import lightning as L
 

@@ -165,10 +165,10 @@ class StopWhenAsked(L.Callback):
             except SystemExit as end:
                 leave(end.code if isinstance(end.code, int) and end.code > 0 else 0)
             except Exception as error:  # submitit refuses: it was requeued too often, or has made no step
-                log.error(f"the job is not requeued: {error} Go on with: python run.py resume {run}")
+                log.error(f"the job is not requeued: {error} Resume it with: python run.py resume {run}")
                 leave(1)
         if trainer.is_global_zero:
-            log.warning(f"stopped at step {trainer.global_step}. Go on with: python run.py resume {run}")
+            log.warning(f"stopped at step {trainer.global_step}. Resume it with: python run.py resume {run}")
         leave(code)
 
     def on_train_end(self, trainer, module):

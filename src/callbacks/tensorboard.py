@@ -1,4 +1,4 @@
-"""What TensorBoard shows besides the curves. A function a page, and at the end the callback that calls them.
+"""The pages of TensorBoard other than the curves: one function per page, and the callback that calls them.
 
 A page may fail without harm to the training, see drawn(). Its cost has bounds, however many classes there are and
 however large the images and the network are: the constants below.
@@ -146,7 +146,7 @@ def thumbnail_pixels(count, channels):
 
 
 def look(module, images):
-    """What goes into the network's last layer (N, features), and the probabilities (N, num_classes), on the CPU.
+    """The input of the network's last layer (N, features), and the probabilities (N, num_classes), on the CPU.
 
     Args:
         module: the network and how it is used; it is as before afterwards

@@ -36,7 +36,7 @@ FIRST_STEPS = (
 
 
 class Other:
-    """What is known of another process."""
+    """The state of a different process, as this one sees it."""
 
     def __init__(self):
         self.sign = None  # the last
@@ -102,7 +102,7 @@ class Watchdog(threading.Thread):
         self.judge()
 
     def progress(self):
-        """What changes with all that this process does: how many batches it has begun and ended."""
+        """Numbers that change with each step of this process: how many batches it has begun and ended."""
         if self.trainer is None:
             return None
         loop = self.trainer.fit_loop
@@ -188,7 +188,7 @@ class Watchdog(threading.Thread):
     def stop(self, reason):
         """Requeue the job, and end this process: the launcher ends the others. The newest checkpoint stays as it is."""
         self.ended.set()
-        run = name_of(self.run_folder).split("/")[0]  # of a trial the study: all of it goes on
+        run = name_of(self.run_folder).split("/")[0]  # of a trial the study, which is resumed as a whole
         log.error(f"{reason}. The run ends, and what it has saved stays")
         if callable(self.requeue):
             for name in ("SLURM_PROCID", "SUBMITIT_LOCAL_GLOBALID"):  # submitit lets only the first process requeue
@@ -200,5 +200,5 @@ class Watchdog(threading.Thread):
                 leave(end.code if isinstance(end.code, int) and end.code > 0 else 0)
             except Exception as error:
                 log.error(f"the job is not requeued: {error}")
-        log.error(f"Go on with: python run.py resume {run}")
+        log.error(f"Resume it with: python run.py resume {run}")
         leave(1)

@@ -83,7 +83,7 @@ class RawHDF5Dataset(Dataset):
                 yield from self.walk(child, above)
 
     def children(self, group):
-        """What a group holds: {name: group or dataset}, without links that lead nowhere."""
+        """The content of a group: {name: group or dataset}, without links that lead nowhere."""
         found = {}
         for name in group:
             with contextlib.suppress(KeyError, FileNotFoundError):
@@ -91,7 +91,7 @@ class RawHDF5Dataset(Dataset):
         return found
 
     def follow(self, group, path, links=0):
-        """What is at this path below a group. All links on the way are looked at before HDF5 follows them.
+        """The object at this path below a group. All links on the way are looked at before HDF5 follows them.
 
         Raises:
             KeyError, FileNotFoundError: nothing is there

@@ -77,7 +77,7 @@ class HDF5Writer:
         return path
 
     def prepare(self):
-        """What prepare_globals() returns, and `about` as JSON gives it back. Raises PackError if it cannot hold it."""
+        """The result of prepare_globals(), and `about` as JSON gives it back. Raises PackError if it cannot hold it."""
         items, context = self.prepare_globals()
         try:
             about = json.loads(json.dumps(self.about))

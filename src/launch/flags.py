@@ -112,7 +112,7 @@ def check_number(kind, text):
 
 
 def flag_value(parser, name, text):
-    """What was typed, in the type of its flag. A text is the text itself, and no YAML, for which #x is nothing.
+    """The typed value in the type of its flag. A text is the text itself, and no YAML, for which #x is nothing.
 
     Raises:
         ArgumentError, ValueError, yaml.YAMLError: it cannot be that type

@@ -75,13 +75,13 @@ class Run:
         train(self.command, self.config, folder)
 
     def checkpoint(self):
-        """What submitit calls when the time is up: the same again, it goes on from what the run's folder holds.
+        """submitit calls this when the time is up. The same job is submitted again and resumes from the run's folder.
 
         None if that is of no use: then submitit does not requeue the job.
         """
         folder = Path(self.folder or submitit.JobEnvironment().paths.folder)
         if self.command == "fit" and (reason := no_progress(folder)):
-            get_logger().error(f"{reason}. Go on with: python run.py resume {name_of(folder).split('/')[0]}")
+            get_logger().error(f"{reason}. Resume it with: python run.py resume {name_of(folder).split('/')[0]}")
             return None
         return DelayedSubmission(self)
 

@@ -21,7 +21,7 @@ def write_note(run_folder: Path, content: str, name: str = NOTE) -> None:
 
 
 def read_note(run_folder: Path, name: str = NOTE) -> str | None:
-    """What a note says; None if there is none."""
+    """The text of a note; None if there is no note."""
     try:
         return (run_folder / name).read_text(errors="replace").strip()
     except OSError:

@@ -26,7 +26,7 @@ SECRET_LINE = re.compile(
 )
 LARGEST = 100_000  # bytes of a new file
 LARGEST_PATCH = 10_000_000  # bytes
-# What a patch has to look like, whatever the user's settings are: else git apply refuses it.
+# The form of a patch must not depend on the user's settings of git: otherwise git apply refuses it.
 DIFF = [
     *("-c", "core.quotePath=true", "-c", "diff.noprefix=false", "-c", "diff.mnemonicPrefix=false", "diff"),
     *("--binary", "--no-ext-diff", "--no-textconv", "--no-color", "--no-renames", "--unified=3"),
@@ -110,7 +110,7 @@ def packages():
 
 
 def state(folder):
-    """What the files of a run hold about the code that there is now: {"packages": bytes, "changes": bytes, ...}."""
+    """The content for the files of a run that describe the current code: {"packages": bytes, "changes": bytes, ...}."""
     found = {"packages": packages().encode()}
     if commit := git("rev-parse", "HEAD"):
         patch, left_out = difference(folder)

@@ -144,7 +144,7 @@ def hand_in(job, command, folder):
 
 
 def id_of(folder):
-    """Of the last job of the run: one that was queued again may have a new one. It may stand behind a greeting.
+    """The id of the last job of the run. A requeued job may have a new one. A greeting may precede it.
 
     Ends with one sentence if there is none.
     """
@@ -156,7 +156,7 @@ def id_of(folder):
 
 
 def text_of(path):
-    """What the job's script has written into a file; an empty text if it is not there.
+    """The text that the job's script has written into a file; an empty text if it is not there.
 
     Raises:
         Unreadable: it is no text
@@ -165,7 +165,7 @@ def text_of(path):
 
 
 def about(cluster, job):
-    """What qstat says of a job; None if it does not know the job."""
+    """The answer of qstat about a job; None if it does not know the job."""
     command = ["qstat", "-j", job] if cluster == "sge" else ["qstat", "-f", job]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")

@@ -100,7 +100,7 @@ def config_of(folder):
 
 
 def read_record(folder):
-    """What run.json says: command, job, submissions. Ends with one sentence if it cannot be read."""
+    """The record in run.json: command, job, submissions. Exits with one sentence if it cannot be read."""
     try:
         return record_of(folder)
     except Unreadable as error:
@@ -108,7 +108,7 @@ def read_record(folder):
 
 
 def record_of(folder):
-    """What run.json says. Its values have the types that the rest of this program relies on.
+    """The record in run.json. Its values have the types that the rest of this program relies on.
 
     Raises:
         Unreadable: with one sentence
@@ -146,7 +146,7 @@ def parsed_json(path):
 
 
 def why_wrong(record):
-    """What in a record cannot be right, in words; None if it can be."""
+    """The fault of a record, in words; None if there is none."""
     job, submissions = record.get("job"), record.get("submissions")
     if record.get("command") not in ("fit", "validate", "test", "predict"):
         return "command is not fit, validate, test or predict"

@@ -102,7 +102,7 @@ def requeue_outside(folder):
 # ignored until then. bash can do that everywhere, and env --ignore-signal only where it is new.
 IGNORE_USR2 = ["bash", "-c", 'trap "" USR2; exec "$@"', "bash"]
 
-# What the script says by itself, or what this program relies on.
+# Options that the script sets itself, or that this program relies on.
 OURS = {
     *("job_name", "nodes", "ntasks", "ntasks_per_node", "cpus_per_task", "time", "wckey", "begin", "hold"),
     *("output", "error", "open_mode", "chdir", "array", "signal", "requeue", "no_requeue"),

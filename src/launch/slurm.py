@@ -65,7 +65,7 @@ def attempts_of(ids):
     for job in ids:
         array, _, task = job.partition("_")
         if not attempts[job] and queue is not None:
-            # Of a task that was cancelled while it waited, the accounting has no row.
+            # The accounting has no row for a task that was cancelled while it waited.
             state = "CANCELLED" if task and array in known_arrays else "ENDED"
             attempts[job].append({"state": state, "start": "-", "elapsed": "-"})
     return attempts
@@ -97,7 +97,7 @@ def process_starts(pids):
     """
     if not pids:
         return {}
-    # Of several columns in one -o macOS takes all but the first for a heading.
+    # With several columns in one -o, macOS takes all but the first for a heading.
     ps = ["ps", "-o", "pid=", "-o", "stat=", "-o", "lstart=", "-p", ",".join(str(pid) for pid in pids)]
     lines = subprocess.run(ps, capture_output=True, text=True, env=os.environ | {"LC_ALL": "C"}).stdout.splitlines()
     rows = [line.split(maxsplit=2) for line in lines]
@@ -109,7 +109,7 @@ def process_starts(pids):
 
 
 def command_line(pid):
-    """What was typed, or called, to start a process; an empty text if it has ended."""
+    """The command line of a process; an empty text if it has ended."""
     return subprocess.run(["ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True, text=True).stdout
 
 

@@ -93,7 +93,7 @@ def gather(thing):
 
 
 def from_first(choose):
-    """What choose() returns in the first process, which alone calls it: None, a text or a number.
+    """Return the result of choose() in all processes; only the first calls it. It is None, a text or a number.
 
     All processes call this together, also before they have a channel. If choose() ends the program with a sentence, all
     of them end.
