@@ -1,6 +1,7 @@
 """Trainings as the tests start them, stop them and compare them. Each is a process of its own, or two."""
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import re
@@ -8,7 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 import quick_python
@@ -23,6 +26,7 @@ WAITS_ON_CPU = ["1 a step    aten._local_scalar_dense.default    src/callbacks/f
 # Processes of their own that have imported torch and Lightning already: what takes 5 seconds is done once.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["src.train"])
+LOCK = threading.Lock()
 
 
 def free_port():
@@ -35,6 +39,19 @@ def clean(environment):
     """Without what torchrun, Slurm or the tests' own processes have left."""
     strays = ("SLURM_", "SUBMITIT_", "PYTEST_", "RANK", "WORLD_SIZE", "LOCAL_", "GROUP_RANK", "MASTER_")
     return {name: value for name, value in environment.items() if not name.startswith(strays)}
+
+
+@functools.cache
+def start_server():
+    """Start the process that is forked for each training. Some tests start trainings in several threads."""
+    with LOCK:
+        before = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = str(REPOSITORY)
+        forkserver.ensure_running()
+        # Not for a lesson that is typed later in this process: there the root's src would hide its own.
+        del os.environ["PYTHONPATH"]
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
 
 
 class Training:
@@ -70,8 +87,7 @@ class Training:
             self.started = [started]
             self.outputs = self.outputs[:1]
         else:
-            before = os.environ.get("PYTHONPATH")
-            os.environ["PYTHONPATH"] = str(REPOSITORY)  # the server is started at the first use
+            start_server()
             port = free_port()
             self.started = [
                 FORKS.Process(target=forked, args=(arguments, output, rank, processes, port, path))
@@ -79,10 +95,6 @@ class Training:
             ]
             for process in self.started:
                 process.start()
-            # Not for a lesson that is typed later in this process: there the root's src would hide its own.
-            del os.environ["PYTHONPATH"]
-            if before is not None:
-                os.environ["PYTHONPATH"] = before
 
     @property
     def pids(self):
