@@ -289,7 +289,7 @@ def test_pbs_time_is_up_requeued_and_cancelled_while_pending(root, pbs, alone, m
 def test_pbs_at_the_real_time_limit_and_a_failure(root, pbs, alone):
     """timeout of the script sends the signal: 30 s before the end of these 90 s."""
     run = run_of(root, pbs(f"{PBS} {SHORT} {SLOWLY} 1.2 --time 00:01:30"))
-    failing = run_of(root, pbs(f"{PBS} {SHORT} --monitor val/none --name failing"))
+    failing = run_of(root, pbs(f"{PBS} {SHORT} --optimizer.lr 1e30 --name failing"))
     until(lambda: text(run / "exit_code") and text(failing / "exit_code"), 300)
     assert text(run / "exit_code") == "0\n" and len(text(run / "attempts").split()) >= 2
     assert checksum_in(text(run / "log.out")) == alone(2)
@@ -321,7 +321,7 @@ def test_on_a_real_grid_engine(root, tmp_path, alone):
 
         run = run_of(root, type_(f"{command} {SLOWLY} 0.5"))  # it still runs when the others have been submitted
         second = run_of(root, type_(f"{command} --name second"))
-        failing = run_of(root, type_(f"{command} --monitor val/none --name failing"))
+        failing = run_of(root, type_(f"{command} --optimizer.lr 1e30 --name failing"))
         until(lambda: state_of(type_(LIST), run) == "RUNNING")
         assert state_of(type_(LIST), second) == "PENDING"
         assert type_(CANCEL.replace("RUN", second.name)).returncode == 0
@@ -357,7 +357,7 @@ def test_torchrun_open_mpi_and_mpich(tmp_path, alone, launcher, monkeypatch):
     assert TORCHRUN.startswith("torchrun --nproc_per_node 2") and MPIRUN.startswith("mpirun -n 2 python")
     training = Training(tmp_path / "run", f"{SHORT} --threads 1", launcher=launcher).ends_well()
     assert checksum_in(training.output()) == alone(2)
-    failing = Training(tmp_path / "failing", f"{SHORT} --monitor val/none", launcher=launcher)
+    failing = Training(tmp_path / "failing", f"{SHORT} --optimizer.lr 1e30", launcher=launcher)
     assert failing.wait() == 1
 
 
