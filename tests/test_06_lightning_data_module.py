@@ -367,6 +367,10 @@ MISTAKES = {
     "too few": ("rm train/*/[1-9]*", ["train", "only 3 images", "10"]),
     "broken": ("head -c 60 train/sky/5.png > x; mv x train/sky/5.png", ["train/sky/5.png", "cannot be read"]),
     "text": ("echo hello > train/cherry/0.png", ["train/cherry/0.png", "cannot be read"]),
+    "16 bits": (
+        'python -c \'from PIL import Image; Image.new("I;16", (14, 11), 999).save("train/sky/5.png")\'',
+        ["train/sky/5.png", "more than 8 bits"],
+    ),
     "text in a number": ("printf 'P6 1 x 255 ' > train/sky/5.ppm", ["train/sky/5.ppm", "cannot be read"]),
     "other classes": ("mv test/sky test/sea", ["test", "names"]),
 }

@@ -3,11 +3,20 @@
 import sys
 
 import torch
+from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
 from src.datasets.images import ImageDataModule
+
+
+def load_image(path):
+    """A file as an RGB image with 8 bits per colour."""
+    image = Image.open(path)
+    if image.mode.startswith(("I", "F")):  # 16 bits or more: convert() would make every value above 255 white
+        raise ValueError(f"it has more than 8 bits per value (mode {image.mode}): convert it to 8 bits first")
+    return image.convert("RGB")
 
 
 class Folder(ImageDataModule):
@@ -33,7 +42,7 @@ class Folder(ImageDataModule):
     def find(self, part):
         """The files below train/ or test/. Nothing is read yet."""
         try:
-            return ImageFolder(self.data_dir / part)
+            return ImageFolder(self.data_dir / part, loader=load_image)
         except OSError as error:  # no such folder, no folders for classes, one without images, or it may not be read
             sys.exit(f"{self.data_dir / part}: {error}")
 
