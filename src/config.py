@@ -710,6 +710,7 @@ def one_sentence(error):
 
 
 def plain_sentence(text):
+    text = re.sub(r"Exceeds the limit .*?digits\(\) to increase the limit", "(thousands of digits)", text)
     key, reason = re.fullmatch(r'(?:Parser key "(.*?)": )?(.*)', text).groups()
     unknown = re.search(r"class_path '(?P<path>\S+)': Option '(?P<option>\S+)' is not accepted", reason)
     callable_class = r"Option '(?P<option>\S+)' is not accepted\. Got value: Namespace\(class_path='(?P<path>[^']+)'"

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.nn.parallel import DistributedDataParallel
 
 from src.callbacks.agreement import send_buffers
+from src.launch.files import open_regular
 from src.launch.progress import NONE_YET, read_note, write_note
 from src.settings import MONITORS, period, smaller_is_better
 from src.utils.plain import plain, unreadable
@@ -327,7 +328,7 @@ def by_age(folder):
 def is_complete(path):
     """Whether a checkpoint can be read as it was written."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:  # a pipe would block for ever
             left = file.seek(-END - COMMENT, os.SEEK_END) + END - 2
             end = file.read()
             if end.startswith(SIGNATURE) and end[END - 2 :].startswith(struct.pack("<H", COMMENT)):
