@@ -240,10 +240,14 @@ def merge(argv) -> str:
             known = f": {', '.join(KNOWN[key])}, or a path such as mine.Mine" if KNOWN[key] else ""
             raise ValueError(f"--{key} is missing: it takes the name of a class{known}")
         arguments = [f"--{key}={default}", *arguments]
-    for argument in arguments:
-        name, _, value = argument.partition("=")
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        name, equals, value = word.partition("=")
+        if not equals:
+            name, value = before, word
         if re.fullmatch(r"[-+]?[0-9]+_[0-9_]*(\.[0-9_]*)?(e[-+]?[0-9]+)?", value):
             raise ValueError(f"{name} {shortened(value)} is a number for Python alone: write it without _")
+        if re.fullmatch(r"[-+]?[0-9]{300,}", value):
+            raise ValueError(f"{name} {shortened(value)} is too large for a whole number")
     for content in contents:
         check_trainer(content["trainer"] if isinstance(content.get("trainer"), dict) else {})
     parser = make_parser()
@@ -710,7 +714,6 @@ def one_sentence(error):
 
 
 def plain_sentence(text):
-    text = re.sub(r"Exceeds the limit .*?digits\(\) to increase the limit", "(thousands of digits)", text)
     key, reason = re.fullmatch(r'(?:Parser key "(.*?)": )?(.*)', text).groups()
     unknown = re.search(r"class_path '(?P<path>\S+)': Option '(?P<option>\S+)' is not accepted", reason)
     callable_class = r"Option '(?P<option>\S+)' is not accepted\. Got value: Namespace\(class_path='(?P<path>[^']+)'"

@@ -90,7 +90,7 @@ def refusal(*words, command="fit", run_folder=None):
         (f"--model {LONG}", "there is no class of this name"),
         (f"--monitor {LONG}", "is not among"),
         (f"--max_epochs {LONG}", "is not a whole number above 0"),
-        (f"--max_epochs {'9' * 5000}", "5000 digits"),
+        (f"--max_epochs {'9' * 5000}", "999 (5000 characters) is too large for a whole number"),
         (f"--config {LONG}", "--config"),
         (f"--init_from {LONG}", "File name too long"),
         (f"--{LONG} 3", "there is no flag"),

@@ -147,7 +147,7 @@ def test_asked_to_stop(mine, processes, asked):
     os.kill(first.pids[-1], asked)
     first.wait()
     assert first.codes()[-1] == 128 + asked
-    [step] = re.findall(r"stopped at step (\d+). Go on with: ", first.output())
+    [step] = re.findall(r"stopped at step (\d+). Resume it with: ", first.output())
     assert steps(first.folder)[-1] == int(step)
     assert "Traceback" not in first.output()
     second = mine("run", "--num_workers 1", processes=processes).ends_well()

@@ -86,7 +86,7 @@ def search(argv):
 
 
 def resume(argv):
-    """Go on with a study, perhaps with more trials."""
+    """Resume a study, perhaps with more trials."""
     from src.search import start, study
 
     folder = find_study(argv[0])
