@@ -99,3 +99,19 @@ os.wait()
 list(tqdm(range(3)))
 """
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, timeout=60, capture_output=True)
+
+
+LOADED = """
+import threading
+from src.datasets.batches import Batches, make_loader
+loader = make_loader([1.0, 2.0, 3.0], Batches(3, 2), num_workers=1, pin_memory=False)
+print(list(loader), [thread.name for thread in threading.enumerate() if "serve" in thread.name])
+"""
+
+
+def test_a_script_of_the_users_ends_though_data_workers_ignore_signals():
+    """And no thread of its hands tensors to them: a lock of that thread would stay locked in a worker that is forked."""
+    options = {"capture_output": True, "text": True, "timeout": 120}
+    done = subprocess.run([sys.executable, "-c", LOADED], cwd=REPOSITORY, **options)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "[tensor([1., 2.], dtype=torch.float64), tensor([3.], dtype=torch.float64)] []\n"

@@ -11,9 +11,7 @@ would wait for others that are in the middle of a step and wait for its gradient
     Ctrl-C              save, end
 """
 
-import contextlib
 import logging
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -23,6 +21,7 @@ import time
 import lightning as L
 import torch
 
+from src.datasets.batches import kill_workers
 from src.launch.records import name_of
 from src.utils.processes import largest, smallest
 
@@ -209,10 +208,7 @@ def norms(module):
 
 def leave(code):
     """End this process at once. The usual way takes everything down in order, and may wait for the others for ever."""
-    with contextlib.suppress(ValueError):  # only the main thread may; torch's handler makes an error of a killed worker
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for worker in multiprocessing.active_children():  # or they complain that nobody takes what they have fetched
-        worker.kill()
+    kill_workers()  # or they complain that nobody takes what they have fetched
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

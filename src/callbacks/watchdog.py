@@ -30,9 +30,8 @@ log = logging.getLogger(__name__)
 
 # Seconds. With two periods more, a stuck run is in the log within two minutes.
 PERIOD, SILENT, WARN = 5, 90, 90
-FIRST_STEPS = (
-    4  # so often progress must have been seen, before all processes may be waiting for each other: see judge()
-)
+# How often progress must have been seen before all processes may be waiting for each other: see judge().
+FIRST_STEPS = 4
 
 
 class Other:

@@ -1,5 +1,8 @@
 """Which images are in which batch, and how a batch is fetched: the same however often the training was stopped."""
 
+import atexit
+import contextlib
+import multiprocessing
 import signal
 
 import torch
@@ -66,8 +69,12 @@ class Batches(Sampler):
         return torch.arange(self.length)
 
     def __iter__(self):
-        """Yields (place, indices): where in the training this is, for the random numbers; int64 (share)."""
-        order = self.order()
+        """Yields (place, indices): where in the training this is, for the random numbers; int64 (share).
+
+        The indices are a NumPy array. A thread would hand a tensor to a data worker, with locks that are never released
+        in another worker if that is forked at this moment.
+        """
+        order = self.order().numpy()
         for number in range(self.start.get(self.epoch, 0), len(self)):
             first, end = self.bounds(number)
             place = (self.seed, "fetch", self.epoch, number, self.rank)
@@ -83,6 +90,7 @@ class Fetched(Dataset):
 
     def __getitem__(self, batch):
         place, indices = batch
+        indices = torch.from_numpy(indices)
         seed_here(*place)
         if hasattr(self.dataset, "__getitems__"):  # all of them in one call
             fetched = self.dataset.__getitems__(indices)
@@ -95,6 +103,16 @@ def ignore_signals(worker):
     """Slurm sends its signals to every process of a job. Only the training processes answer them."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def kill_workers():
+    """End the data workers. Python would ask them with TERM, which they ignore, and wait for them forever."""
+    with contextlib.suppress(ValueError):  # only the main thread may; torch's handler makes an error of a killed worker
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def make_loader(dataset, batches, num_workers, pin_memory):
