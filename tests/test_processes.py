@@ -109,8 +109,8 @@ print(list(loader), [thread.name for thread in threading.enumerate() if "serve" 
 """
 
 
-def test_a_script_of_the_users_ends_though_data_workers_ignore_signals():
-    """And no thread of its hands tensors to them: a lock of that thread would stay locked in a worker that is forked."""
+def test_a_script_ends_though_its_data_workers_ignore_signals():
+    """And it has no thread that hands tensors to them: a worker that is forked at that moment may wait forever."""
     options = {"capture_output": True, "text": True, "timeout": 120}
     done = subprocess.run([sys.executable, "-c", LOADED], cwd=REPOSITORY, **options)
     assert (done.returncode, done.stderr) == (0, "")

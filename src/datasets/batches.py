@@ -2,13 +2,19 @@
 
 import atexit
 import contextlib
+import hmac  # noqa: F401 (see below)
 import multiprocessing
+import multiprocessing.connection
+import multiprocessing.resource_sharer
 import signal
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, default_convert
 
 from src.utils.seeds import seed_here
+
+# hmac and the two parts of multiprocessing are imported here, and not when torch first needs them, perhaps in the
+# thread that pins memory. A data worker that is forked at that moment would wait forever for the import to end.
 
 
 class Batches(Sampler):
@@ -71,8 +77,7 @@ class Batches(Sampler):
     def __iter__(self):
         """Yields (place, indices): where in the training this is, for the random numbers; int64 (share).
 
-        The indices are a NumPy array. A thread would hand a tensor to a data worker, with locks that are never released
-        in another worker if that is forked at this moment.
+        The indices are a NumPy array: tensors are handed to a data worker by a thread that shares their memory.
         """
         order = self.order().numpy()
         for number in range(self.start.get(self.epoch, 0), len(self)):

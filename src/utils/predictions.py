@@ -48,7 +48,7 @@ class Predictions(L.Callback):
 
     def on_predict_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
         samples = self.samples[dataloader_idx]
-        samples = samples and next(samples)[1]
+        samples = samples and torch.from_numpy(next(samples)[1])
         if outputs is None:  # the model writes its results itself
             return
         result = tree_map(lambda part: part.cpu() if isinstance(part, torch.Tensor) else plain(part), outputs)
