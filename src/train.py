@@ -480,7 +480,7 @@ def full(error, run_folder):
         return None
     return (
         f"{SHARED_MEMORY} of {socket.gethostname()} is full ({free / 2**20:.0f} MB are free): data workers hand over "
-        "their batches there. Remove what lies in it, or set --num_workers 0"
+        "their batches there. Delete files there, or set --num_workers 0"
     )
 
 
@@ -494,7 +494,7 @@ def known_mistake(error):
     if re.match("Tried to step [0-9]+ times", text):
         return f"{text}: set --lr_scheduler.total_steps to the number of all steps"
     if "out of shared memory" in text or "Unexpected bus error encountered in worker" in text:
-        return f"{SHARED_MEMORY} of {socket.gethostname()} is full: set --num_workers 0, or remove what lies in it"
+        return f"{SHARED_MEMORY} of {socket.gethostname()} is full: set --num_workers 0, or delete files there"
     return None
 
 
