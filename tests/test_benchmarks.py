@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from lesson import REPOSITORY, Lesson, assert_one_sentence, readme_commands
@@ -251,6 +252,7 @@ def test_what_does_not_wait_is_not_found():
     with on_cpu(found):
         normalise(flip(crop(images, PADDING, *torch.randint(9, (2, 8))), torch.rand(8) < 0.5), [0.5] * 3, [0.2] * 3)
         images.float().mean().mul(2).clone()
+        torch.from_numpy(np.arange(5))
     assert not found
 
 

@@ -39,7 +39,7 @@ def place():
 
 
 class Operations(TorchDispatchMode):
-    """Operations whose result, or its size, decides what the program does next; and numbers made into tensors."""
+    """Operations whose result, or its size, decides what the program does next."""
 
     def __init__(self, found):
         super().__init__()
@@ -49,13 +49,13 @@ class Operations(TorchDispatchMode):
         waits = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(function.tags)
         if function in INDEXING:  # with a mask: how many are chosen?
             waits = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
-        if waits or function is torch.ops.aten.lift_fresh.default:  # torch.tensor(3.0): copied from the CPU
+        if waits:
             self.found[str(function), place()] += 1
         return function(*args, **(kwargs or {}))
 
 
 class Methods(TorchFunctionMode):
-    """Methods that bring a tensor to the CPU."""
+    """Methods that bring a tensor to the CPU; and numbers made into tensors, which are copied from there."""
 
     def __init__(self, found):
         super().__init__()
@@ -65,7 +65,7 @@ class Methods(TorchFunctionMode):
         name = getattr(function, "__name__", "")
         words = [word for word in [*args[1:], *(kwargs or {}).values()] if isinstance(word, str)]
         to_cpu = name == "to" and "cpu" in words  # not where it is the device of the training that is given
-        if name in READ or to_cpu:
+        if name in READ or to_cpu or function is torch.tensor:
             self.found[name, place()] += 1
         return function(*args, **(kwargs or {}))
 
