@@ -68,13 +68,13 @@ from src.callbacks.filled_in import FilledIn  # noqa: E402
 from src.callbacks.finite_loss import FiniteLoss  # noqa: E402
 from src.callbacks.first_look import FirstLook, too_short, unknown_metric, watching  # noqa: E402
 from src.callbacks.hooks import skip_empty_hooks, validate_after_steps  # noqa: E402
-from src.callbacks.stop_when_asked import StopWhenAsked  # noqa: E402
+from src.callbacks.stop_when_asked import StopWhenAsked, leave  # noqa: E402
 from src.callbacks.time_limit import TimeLimit  # noqa: E402
 from src.callbacks.watchdog import Watchdog  # noqa: E402
 from src.config import instantiate, its_own_errors, merge, read, settings_of, short_words  # noqa: E402
 from src.datasets.datamodule import DataModule  # noqa: E402
 from src.datasets.loaders import share_loaders  # noqa: E402
-from src.launch.progress import NONE_YET, write_note  # noqa: E402
+from src.launch.progress import NONE_YET, note_attempt, superseded, this_attempt, write_note  # noqa: E402
 from src.models.frozen import FrozenOrNot  # noqa: E402
 from src.models.sharding import attach_sharding  # noqa: E402
 from src.settings import indivisible, period, seconds, shortened  # noqa: E402
@@ -418,7 +418,12 @@ def train(command, config_text, run_folder, callbacks=(), test=True):
             for callback in trainer.callbacks:
                 if isinstance(callback, StopWhenAsked):
                     callback.watchdog = watchdog
-        fit(trainer, model, data, checkpoint, settings, run_folder, test)
+        try:
+            fit(trainer, model, data, checkpoint, settings, run_folder, test)
+        except Exception:
+            if superseded(run_folder):
+                make_way(watchdog, lock)
+            raise
     else:
         evaluate(command, trainer, model, data, checkpoint, run_folder)
     if watchdog:
@@ -693,6 +698,7 @@ def take(run_folder):
         file = open(run_folder / ".taken", "a+")  # noqa: SIM115 (it stays open)
     except OSError as error:
         sys.exit(f"the run folder {shortened(run_folder)} cannot be written to: {error.strerror}")
+    note_attempt(run_folder)
     lock(file, run_folder)
     job = os.environ.get("SLURM_JOB_ID")
     attempt = f", restart {os.environ.get('SLURM_RESTART_COUNT') or 0}" if job else ""
@@ -736,8 +742,8 @@ def lock(file, run_folder):
 def before_this_attempt(holder):
     """Whether a note in a run's folder is that of an earlier attempt of this Slurm job."""
     noted = re.fullmatch(r"job (\S+), process .*, restart (\d+)", holder)
-    this = os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-    return bool(noted) and noted[1] == this[0] and int(noted[2]) < this[1]
+    job, restart = this_attempt()
+    return bool(noted) and noted[1] == job and int(noted[2]) < restart
 
 
 def requeue(reason):
@@ -750,6 +756,21 @@ def requeue(reason):
         except Exception as error:  # submitit refuses: it was requeued too often
             sys.exit(f"{reason}, and the job is not requeued: {error}")
     sys.exit(f"{reason}: wait until that one has ended, and resume the run")
+
+
+def make_way(watchdog, lock):
+    """End an attempt whose job Slurm has started anew on other nodes: this one lost its connection, and is back.
+
+    Its srun would answer an exit code by ending the job step, which by now is that of the later attempt. Slurm ends the
+    processes that are left on this node.
+    """
+    log.warning("Slurm has started a later attempt of this job on other nodes: this one makes way")
+    if watchdog:
+        watchdog.ended.set()
+    if lock:
+        lock.close()
+    time.sleep(PATIENCE)
+    leave(0)
 
 
 def note_config(run_folder, config_text):

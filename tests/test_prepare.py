@@ -25,6 +25,7 @@ import src.train  # noqa: E402
 from src.callbacks.exact_resume import KEYS  # noqa: E402
 from src.callbacks.first_look import FirstLook, too_short  # noqa: E402
 from src.config import instantiate, merge, read  # noqa: E402
+from src.launch.progress import superseded  # noqa: E402
 from src.train import check_kept, note_config, prepare  # noqa: E402
 from src.utils.loggers import make_logger  # noqa: E402
 
@@ -516,6 +517,18 @@ def test_an_earlier_attempt_of_the_job_is_waited_for(tmp_path, held, monkeypatch
     assert 0.5 < time.monotonic() - before < 30
     assert (tmp_path / ".taken").read_text().startswith("job 83, process ")
     assert (tmp_path / ".taken").read_text().endswith(", restart 1\n")
+
+
+@pytest.mark.usefixtures("rank_0")
+def test_an_attempt_knows_that_a_later_one_has_begun(tmp_path, monkeypatch):
+    """It ends without an exit code, which would end the step of the later one."""
+    assert not superseded(tmp_path)
+    for job, restart in (("83", "1"), ("84", "0")):
+        slurm(monkeypatch, job, restart)
+        src.train.take(tmp_path).close()
+        assert not superseded(tmp_path)
+        slurm(monkeypatch, "83", "0")
+        assert superseded(tmp_path) == (job == "83")
 
 
 @pytest.mark.usefixtures("rank_0")

@@ -115,3 +115,32 @@ def test_a_script_ends_though_its_data_workers_ignore_signals():
     done = subprocess.run([sys.executable, "-c", LOADED], cwd=REPOSITORY, **options)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "[tensor([1., 2.], dtype=torch.float64), tensor([3.], dtype=torch.float64)] []\n"
+
+
+FAILING = """
+import sys
+from src.datasets.batches import Batches, make_loader
+
+class Item:
+    def __reduce__(self):
+        raise RuntimeError(sys.argv[1])
+
+loader = make_loader([Item(), Item()], Batches(2, 1), num_workers=1, pin_memory=False)
+loader.dataset.__class__.__getitem__ = lambda self, batch: Item()
+next(iter(loader))
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        ("cannot be pickled", "exited unexpectedly"),
+        ("unable to allocate shared memory(shm) for file", "workers are out of shared memory"),
+    ],
+)
+def test_a_batch_that_a_worker_cannot_hand_over_ends_the_training(error, words):
+    """Python says so in the worker, and torch would wait forever."""
+    options = {"capture_output": True, "text": True, "timeout": 120}
+    done = subprocess.run([sys.executable, "-c", FAILING, error], cwd=REPOSITORY, **options)
+    assert done.returncode == 1
+    assert f"RuntimeError: {error}" in done.stderr and words in done.stderr

@@ -160,6 +160,18 @@ def test_a_process_that_does_not_start(tmp_path, caplog):
         processes.wait(1000, [0, 2])
 
 
+def test_a_process_that_is_stopped_after_its_first_sign(tmp_path):
+    """A batch was begun, so it had started, though the sign alone may be of an attempt before this one."""
+    processes = Processes(tmp_path)
+    processes.begin(range(3))
+    processes.step(0, 1, 2)
+    processes.wait(5, [1, 2, 0])
+    processes.step(0, 2)
+    with pytest.raises(Stopped, match=r"no sign of life from rank 1 \(on "):
+        processes.wait(1000, [0, 2])
+    assert processes.seconds <= 120
+
+
 def test_a_process_that_has_ended_is_not_missed(processes):
     processes.dogs[1].end()
     for _ in range(100):

@@ -94,8 +94,10 @@ class Watchdog(threading.Thread):
         else:
             self.idle += passed
         self.write(False)
+        met = done is not None and any(begun for begun, _ in done)  # then all signs are of this attempt
         for rank, other in self.others.items():
             self.hear(rank, other, passed)
+            other.seen = other.seen or (met and other.sign is not None)
             if rank < self.rank and not self.is_silent(other) and not (other.sign or {}).get("ended"):
                 return  # that one judges
         self.judge()

@@ -5,8 +5,12 @@ import contextlib
 import hmac  # noqa: F401 (see below)
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.queues
 import multiprocessing.resource_sharer
+import os
 import signal
+import sys
+import traceback
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, default_convert
@@ -104,10 +108,23 @@ class Fetched(Dataset):
         return default_collate([self.dataset[index] for index in indices.tolist()])
 
 
-def ignore_signals(worker):
-    """Slurm sends its signals to every process of a job. Only the training processes answer them."""
+def start_worker(worker):
+    """What a data worker does first.
+
+    Slurm sends its signals to every process of a job. Only the training processes answer them.
+    """
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(end_worker)
+
+
+def end_worker(error, batch):
+    """A batch cannot be handed over. Python would only say so, and the training would wait for the batch forever."""
+    traceback.print_exception(error)
+    sys.stderr.flush()
+    if "shared memory" in str(error):
+        signal.raise_signal(signal.SIGBUS)  # the same as where Linux finds out when the memory is written to
+    os._exit(1)
 
 
 @atexit.register
@@ -127,7 +144,7 @@ def make_loader(dataset, batches, num_workers, pin_memory):
         sampler=batches,
         batch_size=None,  # an item is a batch already
         num_workers=num_workers,
-        worker_init_fn=ignore_signals,
+        worker_init_fn=start_worker,
         persistent_workers=num_workers > 0,  # started once, not in every epoch
         pin_memory=pin_memory,
     )

@@ -33,7 +33,7 @@ from torch.utils.data import (
     get_worker_info,
 )
 
-from src.datasets.batches import Batches, Fetched, ignore_signals
+from src.datasets.batches import Batches, Fetched, start_worker
 from src.datasets.stream import Stream, StreamLoader, StreamPlace
 from src.utils.processes import gather, largest, smallest
 from src.utils.seeds import seed_for, seed_here
@@ -149,7 +149,7 @@ class Start:
         self.users = users
 
     def __call__(self, worker):
-        ignore_signals(worker)
+        start_worker(worker)
         if self.users is None:
             return
         info = get_worker_info()

@@ -9,6 +9,7 @@ from pathlib import Path
 # The name of the newest checkpoint, or NONE_YET. By it we see later that checkpoints are missing.
 NOTE, NONE_YET = ".last_checkpoint", "none yet"
 ATTEMPTS = ".attempts"  # the step at the end of the last attempt, and how many in a row have made no step
+NEWEST = ".newest_attempt"  # of a Slurm job: its id, and how often it was requeued before
 TRIES = 3  # attempts without a step, after which the job is not requeued
 
 
@@ -26,6 +27,25 @@ def read_note(run_folder: Path, name: str = NOTE) -> str | None:
         return (run_folder / name).read_text(errors="replace").strip()
     except OSError:
         return None
+
+
+def this_attempt() -> tuple[str | None, int]:
+    """The id of the Slurm job, and how often it was requeued; (None, 0) outside of one."""
+    return os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+
+def note_attempt(run_folder: Path) -> None:
+    """Note that this attempt of a Slurm job has begun."""
+    job, restart = this_attempt()
+    if job:
+        write_note(run_folder, f"{job} {restart}", NEWEST)
+
+
+def superseded(run_folder: Path) -> bool:
+    """Whether Slurm has begun a later attempt of this job: it had given up a node of this one."""
+    job, restart = this_attempt()
+    noted = re.fullmatch(r"(\S+) (\d+)", read_note(run_folder, NEWEST) or "")
+    return bool(noted) and noted[1] == job and int(noted[2]) > restart
 
 
 def no_progress(run_folder: Path) -> str | None:
