@@ -498,7 +498,8 @@ def known_mistake(error):
         return text.split(" Condition can be set")[0]
     if re.match("Tried to step [0-9]+ times", text):
         return f"{text}: set --lr_scheduler.total_steps to the number of all steps"
-    if "out of shared memory" in text or "Unexpected bus error encountered in worker" in text:
+    whole = f"{text} {error.__cause__}"
+    if "out of shared memory" in whole or "Unexpected bus error encountered in worker" in whole:
         return f"{SHARED_MEMORY} of {socket.gethostname()} is full: set --num_workers 0, or delete files there"
     return None
 

@@ -358,13 +358,24 @@ def test_a_metric_of_the_training_is_not_known_before_it():
     assert fit(Net(), epochs=1, callbacks=[stopping]).global_step == 25
 
 
+def caused(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+NO_MEMORY = RuntimeError(
+    "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of "
+    "shared memory."
+)
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [
         (RuntimeError("Early stopping conditioned on metric `loss` which is not available."), "metric `loss`"),
         (ValueError("Tried to step 19 times. The specified number of total steps is 18"), "--lr_scheduler.total_steps"),
-        (RuntimeError("DataLoader worker is killed by signal: Bus error. It is possible that dataloader's workers are "
-                      "out of shared memory."), "--num_workers 0"),
+        (NO_MEMORY, "--num_workers 0"),
+        (caused(RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), NO_MEMORY), "--num_workers 0"),
     ],
 )  # fmt: skip
 def test_exceptions_that_stand_for_a_mistake(error, words):
