@@ -760,10 +760,10 @@ def requeue(reason):
 
 
 def make_way(watchdog, lock):
-    """End an attempt whose job Slurm has started anew on other nodes: this one lost its connection, and is back.
+    """End this attempt of a job that Slurm has restarted on other nodes while this node was unreachable.
 
-    Its srun would answer an exit code by ending the job step, which by now is that of the later attempt. Slurm ends the
-    processes that are left on this node.
+    If this process exited with an error, its srun would cancel the job step, which now belongs to the later attempt.
+    Slurm kills the remaining processes on this node.
     """
     log.warning("Slurm has started a later attempt of this job on other nodes: this one makes way")
     if watchdog:

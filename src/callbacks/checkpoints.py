@@ -328,7 +328,7 @@ def by_age(folder):
 def is_complete(path):
     """Whether a checkpoint can be read as it was written."""
     try:
-        with open_regular(path) as file:  # a pipe would block for ever
+        with open_regular(path) as file:  # opening a pipe would block forever
             left = file.seek(-END - COMMENT, os.SEEK_END) + END - 2
             end = file.read()
             if end.startswith(SIGNATURE) and end[END - 2 :].startswith(struct.pack("<H", COMMENT)):

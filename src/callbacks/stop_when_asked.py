@@ -207,7 +207,7 @@ def norms(module):
 
 
 def leave(code):
-    """End this process at once. The usual way takes everything down in order, and may wait for the others for ever."""
+    """End this process at once. A normal exit shuts everything down in order, and may wait for the others forever."""
     kill_workers()  # or they complain that nobody takes what they have fetched
     sys.stdout.flush()
     sys.stderr.flush()

@@ -28,7 +28,7 @@ class Unreadable(Exception):
 
 
 def open_regular(path):
-    """Open a file to read its bytes, if it is a regular file: a pipe would block for ever, a device never end.
+    """Open a file to read its bytes, if it is a regular file. A pipe would block forever, and a device has no end.
 
     Raises:
         OSError: it cannot be opened

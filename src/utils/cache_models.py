@@ -21,7 +21,7 @@ def weights_file(arch):
     url = models.get_model_weights(arch).DEFAULT.url
     try:
         path = Path(torch.hub.get_dir()).expanduser() / "checkpoints" / url.split("/")[-1]
-        if path.exists() and not path.is_file():  # to read a FIFO would take for ever
+        if path.exists() and not path.is_file():  # reading a FIFO would block forever
             sys.exit(f"{path} is not a file: delete it and fetch it again")
     except (OSError, RuntimeError, ValueError) as error:  # no right to look; ~ of a user who is not there
         sys.exit(f"TORCH_HOME {torch.hub.get_dir()[:200]!r} cannot be read ({error}): name another folder")

@@ -21,7 +21,7 @@ def read_weights(path) -> dict:
     """
     path = Path(path)
     try:
-        open_regular(path).close()  # a pipe would block for ever, a device never end
+        open_regular(path).close()  # opening a pipe would block forever, and a device has no end
     except Unreadable as error:
         raise ValueError(error) from error
     is_zip = zipfile.is_zipfile(path)  # what torch writes; mmap reads only what is used, and works for these alone
